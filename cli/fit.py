@@ -1,0 +1,96 @@
+"""``trajkit fit``."""
+
+from pathlib import Path
+
+import click
+
+from trajkit.cli.console import Console
+from trajkit.cli.options import example, memory_option, speaking, store_option
+
+
+@click.command(
+    "fit",
+    short_help="Fit a line to every element.",
+    epilog=example(
+        "trajkit fit --rsq-threshold 0.7",
+        "trajkit fit --from-step 100 --to-step 1000 --name early",
+    ),
+)
+@store_option
+@click.option(
+    "--rsq-threshold",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    metavar="R",
+    help="Elements with R² above this count as linear and are extrapolated.",
+)
+@click.option("--from-step", type=int, metavar="A", help="First training step of the window.")
+@click.option("--to-step", type=int, metavar="B", help="Last training step of the window.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+@click.option("--name", default="default", show_default=True, help="The fit's name in the store.")
+@memory_option
+@speaking
+def fit_command(
+    console: Console,
+    store: Path,
+    rsq_threshold: float,
+    from_step: int | None,
+    to_step: int | None,
+    device: str,
+    name: str,
+    memory: str,
+) -> None:
+    """Fit a least-squares line over the training steps to every element of every tensor.
+
+    R² alone cannot tell a drift from a random walk, so the closing lines set it beside what a
+    driftless walk scores on the same steps.
+    """
+    from trajkit.fit import fit
+    from trajkit.trajectory import Trajectory
+
+    with console.progress() as progress:
+        result = fit(
+            Trajectory.open(store),
+            rsq_threshold,
+            from_step=from_step,
+            to_step=to_step,
+            name=name,
+            device=device,
+            memory=memory,
+            progress=progress,
+        )
+    numbers = result.describe()
+    console.data(numbers)
+
+    def number(key: str) -> str:
+        return "none" if numbers[key] is None else f"{numbers[key]:.3f}"
+
+    console.say(
+        f"{numbers['elements']:,} elements over {len(result.steps)} checkpoints, steps "
+        f"{result.steps[0]} to {result.steps[-1]}, on {numbers['device']}"
+    )
+    console.say(
+        f"  {numbers['fitted']:,} fitted, {numbers['static']:,} static (never changed), "
+        f"{numbers['invalid']:,} invalid (NaN or Inf)"
+    )
+    console.say(f"  {'':24}{'this run':>10}{'random walk':>14}")
+    console.say(f"  {'median R²':24}{number('median_rsq'):>10}{number('null_median_rsq'):>14}")
+    above = f"share with R² > {rsq_threshold:g}"
+    console.say(
+        f"  {above:24}{number('share_above_threshold'):>10}{number('null_above_threshold'):>14}"
+    )
+    if numbers["invalid"]:
+        table = result.summary()
+        names = table.filter(table["invalid"] > 0)["name"].to_list()
+        console.warn(f"NaN or Inf in {', '.join(names[:5])}{' and more' if names[5:] else ''}")
+    last, span = int(result.steps[-1]), int(result.steps[-1] - result.steps[0])
+    console.next_command(
+        f"trajkit extrapolate --steps {last + max(span // 4, 1)} -o out/", "trajkit report"
+    )

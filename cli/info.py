@@ -1,0 +1,43 @@
+"""``trajkit info``."""
+
+from pathlib import Path
+
+import click
+
+from trajkit.cli.console import Console
+from trajkit.cli.options import example, speaking, store_option
+from trajkit.units import format_bytes
+
+
+@click.command(
+    "info",
+    short_help="What the store holds.",
+    epilog=example("trajkit info", "trajkit info --json"),
+)
+@store_option
+@speaking
+def info_command(console: Console, store: Path) -> None:
+    """Say what the store holds: steps, tensors, bytes and fits."""
+    from trajkit.info import describe_store
+    from trajkit.store import Store
+
+    info = describe_store(Store.open(store))
+    console.data(info)
+    ratio = info.raw_bytes / max(info.stored_bytes, 1)
+    span = f"{info.steps[0]} to {info.steps[-1]}" if info.steps else "none"
+    console.say(f"{info.path}: codec {info.codec}, a key frame every {info.keyframes} checkpoints")
+    console.say(f"  steps     {len(info.steps)} ({span})")
+    console.say(f"  tensors   {len(info.tensors)}")
+    for dtype, n in info.elements.items():
+        console.say(f"  elements  {n:,} {dtype}")
+    console.say(
+        f"  bytes     {format_bytes(info.raw_bytes)} of tensors in "
+        f"{format_bytes(info.stored_bytes)} ({ratio:.1f} times smaller)"
+    )
+    for name, steps in info.fits.items():
+        console.say(
+            f"  fit       {name}: {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
+        )
+    if console.verbose:
+        for tensor in info.tensors:
+            console.say(f"  {tensor['name']}  {tensor['dtype']} {tensor['shape']}")

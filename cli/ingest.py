@@ -1,0 +1,103 @@
+"""``trajkit ingest``."""
+
+from pathlib import Path
+
+import click
+
+from trajkit.cli.console import Console
+from trajkit.cli.options import dry_run_option, example, memory_option, speaking, store_option
+from trajkit.units import format_bytes, format_rate, format_seconds
+
+
+@click.command(
+    "ingest",
+    short_help="Append checkpoints to the store.",
+    epilog=example(
+        "trajkit ingest ckpts/",
+        "trajkit ingest runs/grpo --base Qwen2.5-1.5B --store run.zarr",
+        "trajkit ingest ckpts/ --watch",
+    ),
+)
+@click.argument("ckpts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--base", type=click.Path(path_type=Path), help="The model before training: step 0.")
+@store_option
+@click.option(
+    "--codec",
+    type=click.Choice(["zstd", "lz4", "pcodec", "none"]),
+    help="How frames are compressed (default zstd); fixed when the store is made.",
+)
+@click.option(
+    "--keyframes",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="A key frame every K checkpoints (default 64); fixed when the store is made.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Convert floating-point tensors, rounding once; recorded in the store.",
+)
+@memory_option
+@click.option("--watch", is_flag=True, help="Go on while training runs; interrupt to end.")
+@click.option("--poll-seconds", default=5.0, hidden=True)
+@dry_run_option
+@speaking
+def ingest_command(
+    console: Console,
+    ckpts: tuple[Path, ...],
+    base: Path | None,
+    store: Path,
+    codec: str | None,
+    keyframes: int | None,
+    dtype: str | None,
+    memory: str,
+    watch: bool,
+    poll_seconds: float,
+    dry_run: bool,
+) -> None:
+    """Append every complete checkpoint below CKPTS that the store does not hold yet.
+
+    CKPTS is a folder of step folders (checkpoint-N, global_step_N, step_N, iter_N, ...), or step
+    folders or .safetensors files themselves. Every checkpoint is kept bit for bit. Running it again
+    adds what is new.
+    """
+    from trajkit.ingest import ingest, plan_ingest
+
+    if dry_run:
+        plan = plan_ingest(ckpts, store, base=base, dtype=dtype, memory=memory)
+        console.data(plan)
+        console.say(
+            f"would append {len(plan.steps)} checkpoints, "
+            f"{format_bytes(plan.raw_bytes)} of tensors:"
+        )
+        console.say(f"  steps {', '.join(map(str, plan.steps)) or 'none'}")
+        console.say(f"  {plan.workers} workers, {format_bytes(plan.memory_bytes)} of memory")
+        return
+    with console.progress() as progress:
+        result = ingest(
+            ckpts,
+            store,
+            base=base,
+            codec=codec,
+            keyframes=keyframes,
+            dtype=dtype,
+            memory=memory,
+            watch=watch,
+            poll_seconds=poll_seconds,
+            progress=progress,
+        )
+    console.data(result)
+    ratio = result.raw_bytes / max(result.stored_bytes, 1)
+    console.say(
+        f"{result.store}: {result.ingested} checkpoints appended, {result.skipped} already there"
+    )
+    console.say(
+        f"  {result.steps} steps, {format_bytes(result.raw_bytes)} of tensors in "
+        f"{format_bytes(result.stored_bytes)} ({ratio:.1f} times smaller)"
+    )
+    if result.ingested:
+        console.say(
+            f"  {format_seconds(result.seconds)}, "
+            f"{format_rate(result.bytes_per_second, 1)}; pace set by: {result.bottleneck}"
+        )
+    console.next_command("trajkit fit --rsq-threshold 0.7")

@@ -1,0 +1,49 @@
+"""Options that several commands share, and the way every command is run."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trajkit.cli.console import Console
+
+Command = Callable[..., Any]
+
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    envvar="TRAJKIT_STORE",
+    default=Path("trajkit.zarr"),
+    show_default=True,
+    show_envvar=True,
+    help="The trajectory store.",
+)
+memory_option = click.option(
+    "--memory",
+    default="1GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory to use, above the interpreter and its libraries.",
+)
+force_option = click.option("--force", is_flag=True, help="Replace what is at the output path.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+
+
+def speaking(command: Command) -> Command:
+    """Add -q, -v and --json, and hand the command a :class:`Console` as its first argument."""
+
+    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and warnings.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say more.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+    @functools.wraps(command)
+    def run(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> Any:
+        return command(Console(quiet, verbose, as_json), *args, **kwargs)
+
+    return run
+
+
+def example(*lines: str) -> str:
+    """The block of examples that ends a command's help, kept as it is by click."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,39 @@
+"""``trajkit restore``."""
+
+from pathlib import Path
+
+import click
+
+from trajkit.cli.console import Console
+from trajkit.cli.options import example, force_option, memory_option, speaking, store_option
+from trajkit.units import format_bytes
+
+
+@click.command(
+    "restore",
+    short_help="Write an ingested checkpoint back.",
+    epilog=example("trajkit restore --step 300 -o ckpt-300/"),
+)
+@click.option("--step", type=int, required=True, help="The training step.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write."
+)
+@store_option
+@force_option
+@memory_option
+@speaking
+def restore_command(
+    console: Console, step: int, out: Path, store: Path, force: bool, memory: str
+) -> None:
+    """Write the checkpoint of a step back, bit for bit, in its original files."""
+    from trajkit.restore import restore
+    from trajkit.trajectory import Trajectory
+
+    with console.progress() as progress:
+        result = restore(
+            Trajectory.open(store), step, out, force=force, memory=memory, progress=progress
+        )
+    console.data(result)
+    console.say(
+        f"{result.path}: step {step}, {format_bytes(result.n_bytes)} of tensors, bit for bit"
+    )

@@ -1,0 +1,46 @@
+"""``trajkit verify``."""
+
+from pathlib import Path
+
+import click
+
+from trajkit.cli.console import Console
+from trajkit.cli.options import example, memory_option, speaking, store_option
+
+
+@click.command(
+    "verify",
+    short_help="Check every byte of the store.",
+    epilog=example("trajkit verify", "trajkit verify --against ckpts/"),
+)
+@store_option
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="CKPTS",
+    help="Prove that the store holds these checkpoints bit for bit (may be repeated).",
+)
+@click.option("--base", type=click.Path(path_type=Path), help="With --against: the step 0 model.")
+@memory_option
+@speaking
+def verify_command(
+    console: Console, store: Path, against: tuple[Path, ...], base: Path | None, memory: str
+) -> int:
+    """Check every chunk and digest of the store; exit 1 when anything is damaged."""
+    from trajkit.verify import verify
+
+    with console.progress() as progress:
+        result = verify(store, against=against or None, base=base, memory=memory, progress=progress)
+    console.data(result)
+    for damage in result.bad:
+        console.say(f"bad: {damage.what}")
+    if result.ok:
+        console.say(f"{store}: {result.steps} steps, all intact")
+        if against:
+            console.say(
+                f"  {result.compared} checkpoints on disk are held bit for bit: safe to delete"
+            )
+    else:
+        console.say(f"{store}: {len(result.bad)} things are damaged or differ")
+    return 0 if result.ok else 1

@@ -1,0 +1,1 @@
+"""The arithmetic of trajkit, on arrays alone: see :mod:`trajkit.kernels.api`."""

@@ -1,0 +1,369 @@
+"""Ingest: append every complete checkpoint of a series that the store does not hold yet."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trajkit.checkpoint import Checkpoint, open_checkpoint
+from trajkit.dtypes import DTYPES
+from trajkit.errors import InvalidInput, NotFound, TrajkitError
+from trajkit.layout import lay_out, plan_workers
+from trajkit.parallel import count_workers
+from trajkit.progress import Advanced, Finished, Note, Progress, Started, silent
+from trajkit.series import Found, Series, find_series
+from trajkit.source import FlatReader, stored_dtype
+from trajkit.store import Store
+from trajkit.units import DEFAULT_MEMORY_BYTES, format_bytes, format_rate, parse_bytes
+from trajkit.writer import StoreWriter, bytes_a_worker, check_cast
+
+DEFAULT_STORE = "trajkit.zarr"
+DEFAULT_CODEC = "zstd"
+DEFAULT_KEYFRAMES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class IngestPlan:
+    """What an ingest would do."""
+
+    steps: tuple[int, ...]
+    """training steps to append"""
+    skipped: tuple[int, ...]
+    """training steps the store already holds"""
+    raw_bytes: int
+    """bytes of the tensors to append"""
+    memory_bytes: int
+    """the plan's peak, above the interpreter and its libraries"""
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What an ingest did."""
+
+    store: str
+    steps: int
+    """committed steps in the store now"""
+    ingested: int
+    skipped: int
+    raw_bytes: int
+    """bytes of all committed checkpoints' tensors, uncoded"""
+    stored_bytes: int
+    """bytes of everything in the store"""
+    seconds: float
+    bytes_per_second: float
+    """raw bytes appended over the time taken"""
+    bottleneck: str | None
+    """the stage that set the pace: read, code, compress or write; None when nothing was appended"""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+def ingest(
+    paths: str | Path | Sequence[str | Path],
+    store: str | Path = DEFAULT_STORE,
+    *,
+    base: str | Path | None = None,
+    codec: str | None = None,
+    keyframes: int | None = None,
+    dtype: str | None = None,
+    memory: str | int = DEFAULT_MEMORY_BYTES,
+    watch: bool = False,
+    poll_seconds: float = 5.0,
+    progress: Progress = silent,
+) -> IngestResult:
+    """Append the complete checkpoints found at ``paths`` to a store, which is made if missing.
+
+    Every header of every checkpoint is read and compared before a byte is written, so that a
+    damaged or foreign checkpoint leaves the store as it was. Running it again adds what is new.
+
+    Args:
+        paths: a folder of step folders, step folders, or files (see :mod:`trajkit.series`).
+        store: the store's folder.
+        base: the model before training, appended as step 0.
+        codec: ``zstd`` (default), ``lz4``, ``pcodec`` or ``none``; fixed when the store is made.
+        keyframes: K, a key frame every K checkpoints (default 64); fixed when the store is made.
+        dtype: convert floating-point tensors to this dtype (``bfloat16`` or ``float32``), rounding
+            once to nearest even; recorded in the store.
+        memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
+        watch: go on looking for new checkpoints until interrupted.
+        poll_seconds: how often to look, with ``watch``.
+        progress: receives :mod:`trajkit.progress` events.
+
+    Raises:
+        NotFound: no checkpoint at ``paths``.
+        FormatError: a file is damaged. Mismatch: a checkpoint is of another model.
+        InvalidInput: a step earlier than the last committed one is not in the store.
+        OverBudget: the budget is too small; Locked: another writer holds the store.
+    """
+    started = time.perf_counter()
+    budget = parse_bytes(memory)
+    check_options(codec, keyframes, dtype)
+    store_path = Path(store)
+    path_list = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    base_path = None if base is None else Path(base)
+    job = _Job(store_path, codec, keyframes, dtype, budget, progress)
+    look = _watcher(path_list, base_path, poll_seconds, progress) if watch else None
+    try:
+        series = find_series(path_list, base_path)
+        for gone in series.incomplete:
+            progress(Note(f"passed over {gone.path}: {gone.reason}"))
+        job.run(series.found)
+        while look is not None:
+            job.run(look().found)
+    except KeyboardInterrupt:
+        if look is None:
+            raise
+        progress(Note("interrupted: every committed step is safe"))
+    return job.result(time.perf_counter() - started)
+
+
+def plan_ingest(
+    paths: str | Path | Sequence[str | Path],
+    store: str | Path = DEFAULT_STORE,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    memory: str | int = DEFAULT_MEMORY_BYTES,
+) -> IngestPlan:
+    """What :func:`ingest` would append, from the headers alone; raises what it would raise."""
+    path_list = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    series = find_series(path_list, None if base is None else Path(base))
+    job = _Job(Path(store), None, None, dtype, parse_bytes(memory), silent)
+    new = job.missing(job.committed(), series.found)
+    checkpoints = job.check(job.committed(), new)
+    raw = sum(n for _, n in checkpoints)
+    workers, memory_bytes = job.plan(open_checkpoint(series.found[0].path, series.found[0].step))
+    skipped = tuple(f.step for f in series.found if f not in new)
+    return IngestPlan(tuple(f.step for f in new), skipped, raw, memory_bytes, workers)
+
+
+class _Job:
+    """One call of :func:`ingest`: the options, and what has been done so far."""
+
+    def __init__(
+        self,
+        store_path: Path,
+        codec: str | None,
+        keyframes: int | None,
+        cast: str | None,
+        budget: int,
+        progress: Progress,
+    ) -> None:
+        self.store_path = store_path
+        self.codec = codec
+        self.keyframes = keyframes
+        self.cast = cast
+        self.budget = budget
+        self.progress = progress
+        self.ingested = 0
+        self.skipped: set[int] = set()
+        self.raw_bytes = 0
+        self.busy_seconds = 0.0
+        self.stages: dict[str, float] = {}
+
+    def committed(self) -> Store | None:
+        """The store as it is, or None when there is none yet."""
+        try:
+            return Store.open(self.store_path)
+        except NotFound:
+            return None
+
+    def missing(self, store: Store | None, found: Sequence[Found]) -> list[Found]:
+        """The checkpoints that the store lacks; raises when one would have to go in between."""
+        if store is None or not len(store.steps):
+            return list(found)
+        have = set(store.steps.tolist())
+        last = int(store.steps[-1])
+        new = [f for f in found if f.step not in have]
+        early = [f for f in new if f.step < last]
+        if early:
+            raise InvalidInput(
+                f"{early[0].path}: step {early[0].step} is earlier than the last committed step "
+                f"{last}, and frames are never rewritten; ingest all steps into a new --store, or "
+                "name only the later ones"
+            )
+        return new
+
+    def check(self, store: Store | None, found: Sequence[Found]) -> list[tuple[Found, int]]:
+        """Read all headers and compare them with the store: (checkpoint, bytes of its tensors)."""
+        vectors = store.vectors if store is not None else None
+        cast = store.commit.cast if store is not None else self.cast
+        sizes = []
+        for item in found:
+            checkpoint = open_checkpoint(item.path, item.step)
+            if vectors is None:
+                vectors = lay_out(
+                    (e.name, stored_dtype(e, cast), e.shape) for e in checkpoint.tensors.values()
+                )
+            with FlatReader(checkpoint, vectors, cast):
+                sizes.append((item, sum(v.n_bytes for v in vectors.values())))
+        return sizes
+
+    def plan(self, checkpoint: Checkpoint) -> tuple[int, int]:
+        """Workers within the budget, and the memory they take."""
+        cast = self.cast
+        vectors = lay_out(
+            (e.name, stored_dtype(e, cast), e.shape) for e in checkpoint.tensors.values()
+        )
+        plan = plan_workers("ingest", count_workers(), bytes_a_worker(vectors), self.budget)
+        return plan.workers, plan.n_bytes
+
+    def run(self, found: Sequence[Found]) -> None:
+        """Append what is new among these checkpoints."""
+        if not found:
+            return
+        store = self.committed()
+        if store is not None:
+            check_cast(store, self.cast)
+            self._check_fixed_options(store)
+        new = self.missing(store, found)
+        self.skipped |= {f.step for f in found} - {f.step for f in new}
+        if not new:
+            return
+        sizes = self.check(store, new)
+        workers, _ = self.plan(open_checkpoint(new[0].path, new[0].step))
+        clock = time.perf_counter()
+        n_bytes = sum(n for _, n in sizes)
+        self.progress(Started(f"ingest {len(new)} checkpoints", n_bytes))
+        with StoreWriter(self.store_path, workers) as writer:
+            # another writer may have come between the look above and the lock
+            held = set() if writer.store is None else set(writer.store.steps.tolist())
+            pending = [f for f in new if f.step not in held]
+            self._append_all(writer, pending, found)
+        spent = time.perf_counter() - clock
+        self.busy_seconds += spent
+        for stage, seconds in writer.seconds.items():
+            share = seconds if stage == "write" else seconds / workers
+            self.stages[stage] = self.stages.get(stage, 0.0) + share
+        self.progress(
+            Finished(
+                f"{len(pending)} checkpoints, {format_bytes(n_bytes)} at "
+                f"{format_rate(n_bytes, spent)}; pace set by: {self.bottleneck()}"
+            )
+        )
+
+    def _append_all(
+        self, writer: StoreWriter, pending: Sequence[Found], found: Sequence[Found]
+    ) -> None:
+        previous: FlatReader | None = None
+        try:
+            if writer.store is not None and len(writer.store.steps):
+                previous = self._reader_of(int(writer.store.steps[-1]), found, writer.store)
+            for item in pending:
+                checkpoint = open_checkpoint(item.path, item.step)
+                if writer.store is None:
+                    writer.create(
+                        checkpoint,
+                        self.codec or DEFAULT_CODEC,
+                        self.keyframes or DEFAULT_KEYFRAMES,
+                        self.cast,
+                    )
+                layout = writer.layout()
+                reader = FlatReader(checkpoint, layout.vectors, layout.commit.cast)
+                try:
+                    self._notes(reader)
+                    writer.append(reader, previous, lambda n: self.progress(Advanced(n)))
+                except BaseException:
+                    reader.__exit__()
+                    raise
+                if previous is not None:
+                    previous.__exit__()
+                previous = reader
+                self.ingested += 1
+                self.raw_bytes += sum(v.n_bytes for v in layout.vectors.values())
+        finally:
+            if previous is not None:
+                previous.__exit__()
+
+    def _reader_of(self, step: int, found: Sequence[Found], store: Store) -> FlatReader | None:
+        """The files of a committed step, where the series still has them and they still match."""
+        for item in found:
+            if item.step == step:
+                try:
+                    checkpoint = open_checkpoint(item.path, step)
+                    return FlatReader(checkpoint, store.vectors, store.commit.cast)
+                except TrajkitError:
+                    return None  # changed since: the store itself has the bits
+        return None
+
+    def _notes(self, reader: FlatReader) -> None:
+        step = reader.checkpoint.step
+        if reader.checkpoint.prefix and self.ingested == 0:
+            self.progress(Note(f"stripped the prefix {reader.checkpoint.prefix!r} from the names"))
+        for alias, partner in reader.tied.items():
+            self.progress(Note(f"step {step}: {alias} is tied to {partner}, kept once"))
+        for name in reader.absent:
+            self.progress(Note(f"step {step}: {name} is absent, taken from its tied embedding"))
+
+    def _check_fixed_options(self, store: Store) -> None:
+        for option, asked, made in (
+            ("codec", self.codec, store.commit.codec),
+            ("keyframes", self.keyframes, store.commit.keyframes),
+        ):
+            if asked is not None and asked != made:
+                raise InvalidInput(
+                    f"{store.path}: was made with --{option} {made}, which is fixed at creation; "
+                    "leave the option out, or name another --store"
+                )
+
+    def bottleneck(self) -> str | None:
+        """The stage with the most time in it, if there was any work."""
+        return max(self.stages, key=self.stages.__getitem__) if self.stages else None
+
+    def result(self, seconds: float) -> IngestResult:
+        """The closing account."""
+        store = Store.open(self.store_path)
+        return IngestResult(
+            store=str(self.store_path),
+            steps=len(store.steps),
+            ingested=self.ingested,
+            skipped=len(self.skipped),
+            raw_bytes=store.raw_bytes,
+            stored_bytes=store.stored_bytes,
+            seconds=seconds,
+            bytes_per_second=self.raw_bytes / self.busy_seconds if self.busy_seconds else 0.0,
+            bottleneck=self.bottleneck(),
+            stage_seconds=dict(self.stages),
+        )
+
+
+def check_options(codec: str | None, keyframes: int | None, dtype: str | None) -> None:
+    """Refuse options that no store can be made with."""
+    from trajkit.codecs import codec_by_name
+
+    if codec is not None:
+        codec_by_name(codec)
+    if keyframes is not None and keyframes < 1:
+        raise InvalidInput(f"keyframes must be 1 or more, not {keyframes}")
+    if dtype is not None and not (dtype in DTYPES and DTYPES[dtype].is_float):
+        raise InvalidInput(f"dtype must be a floating-point type such as bfloat16, not {dtype!r}")
+
+
+def _watcher(
+    paths: Sequence[Path], base: Path | None, poll_seconds: float, progress: Progress
+) -> Callable[[], Series]:
+    """A function that waits, looks again, and gives the checkpoints that have stopped growing."""
+    sizes: dict[Path, tuple[int, ...]] = {}
+
+    def look() -> Series:
+        if not sizes:
+            progress(Note(f"watching {', '.join(map(str, paths))}; interrupt to end"))
+        time.sleep(poll_seconds)
+        series = find_series(paths, base)
+        settled = []
+        for item in series.found:
+            seen = _file_sizes(item.path)
+            if sizes.get(item.path) == seen:
+                settled.append(item)
+            sizes[item.path] = seen
+        return Series(tuple(settled), series.incomplete)
+
+    return look
+
+
+def _file_sizes(path: Path) -> tuple[int, ...]:
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    try:
+        return tuple(f.stat().st_size for f in files)
+    except FileNotFoundError:
+        return ()

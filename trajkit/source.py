@@ -1,0 +1,266 @@
+"""One checkpoint on disk, seen as the store's flat vectors; and what is kept of its files.
+
+:class:`FlatReader` reads any range of a flat vector from the safetensors bytes, whatever shards
+they lie in. :class:`SourceRecord` is all that is needed, beside the vectors, to write the checkpoint's
+files back byte for byte: raw headers, index, and the names of the run's other files.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+import numpy as np
+
+from trajkit.checkpoint import Checkpoint, TensorEntry, read_into
+from trajkit.codecs import Array
+from trajkit.dtypes import DTYPES
+from trajkit.errors import FormatError, InvalidInput, Mismatch
+from trajkit.layout import FlatVector, Span, TensorInfo
+from trajkit.zarrays import canonical_json
+
+_TIED_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_COMPARE_BYTES = 1 << 20
+
+
+def stored_dtype(entry: TensorEntry, cast: str | None) -> str:
+    """The dtype in which a tensor is kept: its own, or ``cast`` for floating-point ones."""
+    return cast if cast and DTYPES[entry.dtype].is_float else entry.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """What is kept of one checkpoint's files beside their tensors' bits."""
+
+    files: tuple[tuple[str, str], ...]
+    """(relative name, raw safetensors header) in order"""
+    index: tuple[str, str] | None
+    """(name, text) of the shard index, if there is one"""
+    prefix: str = ""
+    """wrapper prefix that every tensor's name in the files carries before its name in the store"""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """tensors that the files hold a second time, under another name: that name -> name in store"""
+    absent: tuple[str, ...] = ()
+    """tensors of the store that this checkpoint's files leave out because they are tied"""
+    assets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """side files: name -> (file under ``assets/``, sha256)"""
+
+    def pack(self) -> tuple[str, bytes]:
+        """The record's id and its bytes on disk (gzip, reproducible)."""
+        document = canonical_json(
+            {
+                "files": self.files,
+                "index": self.index,
+                "prefix": self.prefix,
+                "tied": dict(self.tied),
+                "absent": self.absent,
+                "assets": dict(self.assets),
+            }
+        )
+        content = gzip.compress(document, mtime=0)
+        return hashlib.sha256(content).hexdigest()[:16], content
+
+    @classmethod
+    def read(cls, store_path: Path, source: str) -> Self:
+        """The record ``source`` of a store; raises :class:`FormatError` when it is damaged."""
+        path = source_path(store_path, source)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise FormatError(f"{path}: missing from the store") from None
+        if hashlib.sha256(content).hexdigest()[:16] != source:
+            raise FormatError(f"{path}: damaged: its digest does not match its name")
+        raw: dict[str, Any] = json.loads(gzip.decompress(content))
+        return cls(
+            files=tuple((name, header) for name, header in raw["files"]),
+            index=tuple(raw["index"]) if raw["index"] else None,
+            prefix=raw["prefix"],
+            tied=raw["tied"],
+            absent=tuple(raw["absent"]),
+            assets={name: (file, sha) for name, (file, sha) in raw["assets"].items()},
+        )
+
+
+def source_path(store_path: Path, source: str) -> Path:
+    """Where a source record lies."""
+    return store_path / "assets" / f"source-{source}.json.gz"
+
+
+class FlatReader:
+    """Reads one checkpoint as the store's flat vectors; safe to use from many threads.
+
+    Raises:
+        Mismatch: the checkpoint's tensors are not the store's; the message names the first that
+            differs and what to do.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, vectors: Mapping[str, FlatVector], cast: str | None = None
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.cast = cast
+        self._fds: dict[int, int] = {}
+        self._lock = Lock()
+        wanted = {t.name: t for v in vectors.values() for t in v.tensors}
+        self.entries, self.tied, self.absent = _match(checkpoint, wanted, cast)
+        self._vectors = vectors
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def fill(self, dtype: str, start: int, stop: int, out: Array) -> None:
+        """Fill ``out`` (unsigned [stop - start]) with bits [start, stop) of a vector."""
+        for entry, info, span_start, n, at in self._runs(dtype, start, stop):
+            self._read(entry, info, span_start, out[at : at + n])
+
+    def check_tied(self) -> None:
+        """Prove that tensors taken for tied hold the same bits as their partners.
+
+        Raises:
+            Mismatch: they do not.
+        """
+        for alias, partner in self.tied.items():
+            a, b = self.checkpoint.tensors[alias], self.entries[partner]
+            for at in range(0, a.n_bytes, _COMPARE_BYTES):
+                n = min(_COMPARE_BYTES, a.n_bytes - at)
+                parts = np.empty((2, n), np.uint8)
+                read_into(self._fd(a.file), memoryview(parts[0]), a.begin + at)
+                read_into(self._fd(b.file), memoryview(parts[1]), b.begin + at)
+                if not np.array_equal(parts[0], parts[1]):
+                    raise Mismatch(
+                        f"{self.checkpoint.root}: tensor {alias!r} is not in the store and differs "
+                        f"from {partner!r}, to which the config ties it"
+                    )
+
+    def _runs(
+        self, dtype: str, start: int, stop: int
+    ) -> Iterator[tuple[TensorEntry, TensorInfo, int, int, int]]:
+        """Ranges that lie together in one file: (entry, tensor, first element, elements, at)."""
+        pending: tuple[TensorEntry, Span, int] | None = None
+        end_byte = -1
+        for span in self._vectors[dtype].spans(start, stop):
+            entry = self.entries[span.tensor.name]
+            itemsize = DTYPES[entry.dtype].itemsize
+            begin = entry.begin + span.start * itemsize
+            n = span.stop - span.start
+            if (
+                pending is not None
+                and entry.file == pending[0].file
+                and begin == end_byte
+                and entry.dtype == pending[0].dtype
+            ):
+                pending = (pending[0], pending[1], pending[2] + n)
+            else:
+                if pending is not None:
+                    yield pending[0], pending[1].tensor, pending[1].start, pending[2], pending[1].at
+                pending = (entry, span, n)
+            end_byte = begin + n * itemsize
+        if pending is not None:
+            yield pending[0], pending[1].tensor, pending[1].start, pending[2], pending[1].at
+
+    def _read(self, entry: TensorEntry, info: TensorInfo, start: int, out: Array) -> None:
+        source = DTYPES[entry.dtype]
+        offset = entry.begin + start * source.itemsize
+        if source.name == info.dtype:
+            read_into(self._fd(entry.file), memoryview(out.view(np.uint8)), offset)
+            return
+        raw = np.empty(len(out), source.bits)
+        read_into(self._fd(entry.file), memoryview(raw.view(np.uint8)), offset)
+        target = DTYPES[info.dtype]
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # a cast to inf or nan is the cast asked for
+            out[:] = raw.view(source.scalar).astype(target.scalar).view(target.bits)
+
+    def _fd(self, file: int) -> int:
+        with self._lock:
+            if file not in self._fds:
+                path = self.checkpoint.files[file].path
+                try:
+                    self._fds[file] = os.open(path, os.O_RDONLY)
+                except OSError as error:
+                    raise FormatError(
+                        f"{path}: {error.strerror}; it was there when the checkpoint was opened"
+                    ) from error
+            return self._fds[file]
+
+
+def _match(
+    checkpoint: Checkpoint, wanted: Mapping[str, TensorInfo], cast: str | None
+) -> tuple[dict[str, TensorEntry], dict[str, str], tuple[str, ...]]:
+    """Pair the store's tensors with the checkpoint's: (entries, tied, absent)."""
+    have = checkpoint.tensors
+    entries: dict[str, TensorEntry] = {}
+    absent: list[str] = []
+    for name, info in wanted.items():
+        entry = have.get(name)
+        if entry is None:
+            partner = tied_partner(name, info.shape, have, checkpoint)
+            if partner is None:
+                raise Mismatch(
+                    f"{checkpoint.root}: tensor {name!r} of the store is missing (step "
+                    f"{checkpoint.step}); is this another run's checkpoint?"
+                )
+            entry = have[partner]
+            absent.append(name)
+        if entry.shape != info.shape:
+            raise Mismatch(
+                f"{checkpoint.root}: tensor {name!r} has shape {list(entry.shape)}, the series has "
+                f"{list(info.shape)} (step {checkpoint.step})"
+            )
+        if stored_dtype(entry, cast) != info.dtype:
+            raise Mismatch(
+                f"{checkpoint.root}: tensor {name!r} is {entry.dtype}, the series is {info.dtype} "
+                f"(step {checkpoint.step}); make the store with --dtype bfloat16 (rounds once, and "
+                "records it) or --dtype float32 (widens without loss)"
+            )
+        entries[name] = entry
+    tied: dict[str, str] = {}
+    for name in have.keys() - wanted.keys():
+        partner = tied_partner(name, have[name].shape, have, checkpoint)
+        if partner is None or partner not in wanted:
+            raise Mismatch(
+                f"{checkpoint.root}: tensor {name!r} is not in the series' first checkpoint (step "
+                f"{checkpoint.step}); is this another run's checkpoint?"
+            )
+        tied[name] = partner
+    return entries, dict(sorted(tied.items())), tuple(absent)
+
+
+def tied_partner(
+    name: str, shape: tuple[int, ...], have: Mapping[str, TensorEntry], checkpoint: Checkpoint
+) -> str | None:
+    """The embedding that an output head is tied to by the config, if that is what ``name`` is."""
+    if not name.endswith(_TIED_HEADS) or not ties_embeddings(checkpoint):
+        return None
+    partners = [n for n in have if n.endswith(_EMBEDDINGS) and have[n].shape == shape]
+    return partners[0] if len(partners) == 1 else None
+
+
+def ties_embeddings(checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint's config.json says ``tie_word_embeddings``."""
+    path = checkpoint.side_files.get("config.json")
+    if path is None:
+        return False
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path}: not a readable JSON file: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidInput(f"{path}: not a JSON object")
+    tied = config.get("tie_word_embeddings")
+    text = config.get("text_config")
+    if tied is None and isinstance(text, dict):
+        tied = text.get("tie_word_embeddings")
+    return bool(tied)

@@ -1,0 +1,319 @@
+"""Sharded Zarr v3 arrays on disk, written a row at a time and read a chunk at a time.
+
+The files are plain Zarr v3 (zarr-python and tensorstore open them); the reading and writing is
+trajkit's own, since a fit over thousands of checkpoints reads millions of chunks and a general
+reader's cost a chunk would set the pace (DESIGN.md has the measurement), and since a writer that
+streams chunk after chunk needs no shard in memory.
+
+An array has shape [N] or [T, N]. A row of N elements is cut into chunks of C elements (the last one
+padded with zeros, as Zarr has it), and chunks into shard files. A shard file is its chunks end to
+end, then an index of (offset, length) pairs, little-endian uint64, then the index's crc32c.
+Every byte of it is under a checksum.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from trajkit.codecs import Array, Codec, with_checksum, without_checksum
+from trajkit.errors import FormatError, StorageError
+
+SHARD_CHUNKS = 512
+"""chunks a shard file at most, so that a frame of any size is a handful of files"""
+
+_INDEX_ENTRY_BYTES = 16
+_MISSING = 2**64 - 1
+_CACHED_INDEXES = 4096
+
+
+def canonical_json(document: Any) -> bytes:
+    """The one spelling of a JSON document that trajkit writes, so that any changed byte shows."""
+    return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside it, to the disk, then renamed into place."""
+    part = path.with_name(path.name + ".part")
+    with disk_errors(path), part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    with disk_errors(path):
+        part.replace(path)
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class disk_errors:  # noqa: N801 - used as a context manager, reads as a phrase
+    """Turn the operating system's errors into one line that names the path."""
+
+    path: Path
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            reason = error.strerror or str(error)
+            raise StorageError(
+                f"{self.path}: {reason}; what was committed is intact, and the same command "
+                "continues once the cause is gone"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ZArray:
+    """One array of a store: where it lies, its shape and its coding.
+
+    ``rows`` is None for shape [N]; otherwise the array is [rows, N] and grows by rows.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    size: int
+    """N, elements a row"""
+    chunk: int
+    """C, elements a chunk"""
+    codec: Codec
+    rows: int | None = None
+    dimension_names: tuple[str, ...] = ("element",)
+    _indexes: "OrderedDict[tuple[int, int], Array]" = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks a row; an empty row has none."""
+        return -(-self.size // self.chunk)
+
+    @property
+    def shard_chunks(self) -> int:
+        """Chunks a shard file."""
+        return max(1, min(self.n_chunks, SHARD_CHUNKS))
+
+    def span(self, k: int) -> tuple[int, int]:
+        """The elements [start, stop) of a row that chunk ``k`` holds, padding left out."""
+        return k * self.chunk, min((k + 1) * self.chunk, self.size)
+
+    def metadata(self) -> dict[str, Any]:
+        """The array's ``zarr.json``."""
+        lead = [] if self.rows is None else [1]
+        shape = [self.size] if self.rows is None else [self.rows, self.size]
+        index_codecs = [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "crc32c"},
+        ]
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": self.dtype.name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [*lead, self.chunk * self.shard_chunks]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0,
+            "codecs": [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": [*lead, self.chunk],
+                        "codecs": self.codec.metadata(self.dtype.itemsize),
+                        "index_codecs": index_codecs,
+                        "index_location": "end",
+                    },
+                }
+            ],
+            "attributes": {},
+            "dimension_names": list(self.dimension_names),
+        }
+
+    def write_metadata(self) -> None:
+        """Write ``zarr.json``, whole or not at all."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path / "zarr.json", canonical_json(self.metadata()))
+
+    def row_path(self, row: int) -> Path:
+        """The folder of a row's shard files."""
+        return self.path / "c" if self.rows is None else self.path / "c" / str(row)
+
+    def shard_paths(self, row: int) -> Iterator[Path]:
+        """The shard files that a whole row consists of."""
+        for s in range(-(-self.n_chunks // self.shard_chunks)):
+            yield self.row_path(row) / str(s)
+
+    def read_coded(self, row: int, k: int) -> bytes:
+        """The coded bytes of chunk ``k`` of a row, checksum still on them.
+
+        Raises:
+            FormatError: the shard file is missing, short, or its index is damaged.
+        """
+        s, inner = divmod(k, self.shard_chunks)
+        path = self.row_path(row) / str(s)
+        try:
+            with path.open("rb", buffering=0) as file:
+                index = self._index(file, path, row, s)
+                offset, length = int(index[inner, 0]), int(index[inner, 1])
+                coded = os.pread(file.fileno(), length, offset)
+        except FileNotFoundError:
+            raise FormatError(f"{path}: missing from the store") from None
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror or error}") from error
+        if len(coded) != length:
+            raise FormatError(f"{path}: the file ends inside chunk {k}")
+        return coded
+
+    def read_chunk(self, row: int, k: int, out: Array) -> None:
+        """Fill ``out`` (C elements of the array's dtype, padding included) with a chunk."""
+        coded = self.read_coded(row, k)
+        try:
+            self.codec.decode(coded, out)
+        except FormatError as error:
+            path = self.row_path(row) / str(k // self.shard_chunks)
+            raise FormatError(f"{path}: chunk {k}: {error}") from error
+
+    def read_row(self, row: int = 0) -> Array:
+        """A whole row, for arrays that are small by design."""
+        out = np.empty(self.n_chunks * self.chunk, self.dtype)
+        for k in range(self.n_chunks):
+            self.read_chunk(row, k, out[k * self.chunk : (k + 1) * self.chunk])
+        return out[: self.size]
+
+    def write_row(self, values: Array, row: int = 0) -> None:
+        """A whole row at once, for arrays that are small by design."""
+        with RowWriter(self, row) as writer:
+            for k in range(self.n_chunks):
+                start, stop = self.span(k)
+                chunk = np.zeros(self.chunk, self.dtype)
+                chunk[: stop - start] = values[start:stop]
+                writer.append(self.codec.encode(chunk))
+
+    def check_shard(self, row: int, s: int) -> None:
+        """Raise :class:`FormatError` unless shard ``s`` is exactly its chunks and its index."""
+        path = self.row_path(row) / str(s)
+        try:
+            with path.open("rb", buffering=0) as file:
+                index = self._index(file, path, row, s, cached=False)
+                size = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            raise FormatError(f"{path}: missing from the store") from None
+        used = index[index[:, 0] != _MISSING].astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(used[:, 1])])
+        body = size - len(index) * _INDEX_ENTRY_BYTES - 4
+        if not np.array_equal(used[:, 0], starts[:-1]) or starts[-1] != body:
+            raise FormatError(f"{path}: the chunks do not fill the file end to end")
+
+    def _index(self, file: Any, path: Path, row: int, s: int, cached: bool = True) -> Array:
+        """The shard's index, uint64 [chunks a shard, 2]; kept for the last few thousand shards."""
+        key = (row, s)
+        if cached:
+            with self._lock:
+                if key in self._indexes:
+                    self._indexes.move_to_end(key)
+                    return self._indexes[key]
+        n_bytes = self.shard_chunks * _INDEX_ENTRY_BYTES + 4
+        size = os.fstat(file.fileno()).st_size
+        if size < n_bytes:
+            raise FormatError(f"{path}: {size} bytes are fewer than the shard's index")
+        try:
+            body = without_checksum(os.pread(file.fileno(), n_bytes, size - n_bytes))
+        except FormatError as error:
+            raise FormatError(f"{path}: shard index: {error}") from error
+        index = np.frombuffer(body, "<u8").reshape(-1, 2)
+        with self._lock:
+            self._indexes[key] = index
+            while len(self._indexes) > _CACHED_INDEXES:
+                self._indexes.popitem(last=False)
+        return index
+
+
+class RowWriter:
+    """Writes one row's shard files from chunks that are appended in order.
+
+    Files are written beside their place and renamed when they are complete and on disk. Leaving the
+    ``with`` block by an error removes what was not finished.
+    """
+
+    def __init__(self, array: ZArray, row: int = 0) -> None:
+        self.array = array
+        self.row = row
+        self.n_bytes = 0
+        self._next_chunk = 0
+        self._file: BinaryIO | None = None
+        self._path = Path()
+        self._index: Array = np.empty((0, 2), np.uint64)
+        self._offset = 0
+
+    def __enter__(self) -> "RowWriter":
+        with disk_errors(self.array.path):
+            self.array.row_path(self.row).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def append(self, coded: bytes) -> None:
+        """Write the next chunk's coded bytes."""
+        s, inner = divmod(self._next_chunk, self.array.shard_chunks)
+        with disk_errors(self.array.path):
+            if self._file is None:
+                self._path = self.array.row_path(self.row) / str(s)
+                self._file = self._path.with_name(self._path.name + ".part").open("wb")
+                self._index = np.full((self.array.shard_chunks, 2), _MISSING, "<u8")
+                self._offset = 0
+            self._file.write(coded)
+        self._index[inner] = self._offset, len(coded)
+        self._offset += len(coded)
+        self._next_chunk += 1
+        if self._next_chunk == self.array.n_chunks or inner + 1 == self.array.shard_chunks:
+            self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        assert self._file is not None
+        with disk_errors(self.array.path):
+            self._file.write(with_checksum(self._index.tobytes()))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.n_bytes += self._file.tell()
+            self._file.close()
+            Path(self._file.name).replace(self._path)
+        self._file = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # a full disk refuses the flush as well; the file goes anyway
+                self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)
+        elif kind is None:
+            with disk_errors(self.array.path):
+                sync_directory(self.array.row_path(self.row))
+        if kind is None and self._next_chunk != self.array.n_chunks:
+            raise AssertionError(f"{self._next_chunk} of {self.array.n_chunks} chunks were written")
