@@ -23,7 +23,8 @@ from trajkit.header import (
     CheckpointFile,
     HalfWritten,
     StoredTensor,
-    inside,
+    find_file,
+    is_folder,
     parse_object,
     quoted,
     read_header,
@@ -116,7 +117,7 @@ def open_checkpoint(path: Path, step: int = 0) -> Checkpoint:
     Notes: 100,000 tensors open in about 0.7 s; memory grows with the headers only.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         root, listing = path, _list(path)
         index_name, names = _choose(root, listing)
     elif not os.path.lexists(path):
@@ -340,12 +341,12 @@ def _find_side_files(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     parents = Path(os.path.abspath(root)).parents  # noqa: PTH100 (links in it are meant)
     nemo_rl = [parent / "tokenizer" for parent in parents[:4] if parent.name == "policy"]
-    for folder in (root, *filter(Path.is_dir, nemo_rl)):
+    for folder in (root, *filter(is_folder, nemo_rl)):
         for name in _list(folder):
             path = folder / name
-            if not any(fnmatchcase(name, known) for known in SIDE_FILES) or not path.is_file():
+            if is_folder(path) or not any(fnmatchcase(name, known) for known in SIDE_FILES):
                 continue
-            if (size := inside(folder, name).stat().st_size) > MAX_HEADER_BYTES:
+            if (size := find_file(folder, name)[1]) > MAX_HEADER_BYTES:
                 raise FormatError(
                     f"{shown(path)}: {size} bytes, more than the {MAX_HEADER_BYTES} allowed"
                 )

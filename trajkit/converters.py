@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from trajkit.header import shown
+from trajkit.header import is_folder, shown
 
 _CONVERTERS = (
     (
@@ -70,7 +70,7 @@ def conversion(path: Path) -> str | None:
     only FSDP shards of accelerate (pytorch_model_fsdp.bin), which trajkit never loads; convert \
 first: accelerate merge-weights run/pytorch_model_fsdp.bin OUT
     """
-    root, names = (path, _names_below(path)) if path.is_dir() else (path.parent, [path.name])
+    root, names = (path, _names_below(path)) if is_folder(path) else (path.parent, [path.name])
     for pattern, what, tool in _CONVERTERS:
         known = re.compile(pattern)
         for name in names:

@@ -140,28 +140,40 @@ def read_into(fd: int, buffer: memoryview, offset: int, name: str = "the file") 
         done += n
 
 
-def inside(root: Path, name: str) -> Path:
-    """Resolve the file root/name, refusing a link that leaves the checkpoint's own folder.
+def is_folder(path: Path) -> bool:
+    """Tell whether `path` is a folder; what cannot be reached is none (``Path`` would raise)."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
 
-    `root` itself may be a link: it is the path the user gave. One way out is allowed: files of a
-    snapshot in Hugging Face's download cache are links to the ``blobs`` beside ``snapshots``.
+
+def find_file(root: Path, name: str) -> tuple[Path, int]:
+    """Find the regular file root/name, refusing a link that leaves the checkpoint's own folder.
+
+    Gives its real path and its size in bytes. `root` itself may be a link: it is the path the user
+    gave. One way out is allowed: files of a snapshot in Hugging Face's download cache are links to
+    the ``blobs`` beside ``snapshots``.
     """
     where = shown(root / name)
     try:
         real = Path(os.path.realpath(root / name, strict=True))
         home = Path(os.path.realpath(root, strict=True))
+        status = real.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise HalfWritten(f"{where}: the file is missing") from None
     except (OSError, ValueError) as error:  # a ring of links, a name too long, a NUL
         raise StorageError(f"{where}: cannot be reached: {shown(error)}") from error
-    if real.is_relative_to(home):
-        return real
-    if any(p.name == "snapshots" and real.parent == p.parent / "blobs" for p in home.parents):
-        return real
-    raise FormatError(
-        f"{where}: is a link that leaves the checkpoint folder; pass {shown(real)} itself "
-        "(or its folder), or put a copy in the link's place (cp -L)"
-    )
+    cache = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
+    if not real.is_relative_to(home) and real.parent not in cache:
+        raise FormatError(
+            f"{where}: is a link that leaves the checkpoint folder; pass {shown(real)} itself "
+            "(or its folder), or put a copy in the link's place (cp -L)"
+        )
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe or a device could hang
+        found = "a folder" if stat.S_ISDIR(status.st_mode) else "something else"
+        raise FormatError(f"{where}: expected a file, found {found}")
+    return real, status.st_size
 
 
 def shown(text: object) -> str:
@@ -227,15 +239,11 @@ def _refuse_constant(text: str) -> None:
 
 def _open(root: Path, name: str) -> tuple[int, int]:
     """Open a regular file inside `root`; gives the descriptor and the file's size."""
-    where = shown(root / name)
-    real = inside(root, name)
+    real = find_file(root, name)[0]
     try:
-        if not stat.S_ISREG(real.stat().st_mode):  # before open: a FIFO or a device would hang
-            kind = "a folder" if real.is_dir() else "something else"
-            raise FormatError(f"{where}: expected a file, found {kind}")
         fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise StorageError(f"{where}: cannot be opened: {error.strerror}") from error
+        raise StorageError(f"{shown(root / name)}: cannot be opened: {error.strerror}") from error
     return fd, os.fstat(fd).st_size
 
 

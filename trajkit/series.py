@@ -34,7 +34,7 @@ from pathlib import Path
 from trajkit.checkpoint import HalfWritten, holds_weights, is_shard, open_checkpoint
 from trajkit.converters import conversion
 from trajkit.errors import InvalidInput, NotFound, StorageError, TrajkitError
-from trajkit.header import shown
+from trajkit.header import is_folder, shown
 
 LOOKED_FOR = (
     "looked for checkpoint-N, global_step_N, global_stepN_hf, step_N, step-N, iter_N, "
@@ -150,7 +150,7 @@ def _find_base(path: Path) -> Found:
             f"{shown(path)}: no such file or folder for the base model "
             "(a model of the Hub must be downloaded first: hf download NAME --local-dir DIR)"
         )
-    weights = _locate(path) if path.is_dir() else path
+    weights = _locate(path) if is_folder(path) else path
     if weights is None:
         raise NotFound(f"{shown(path)}: no weights of a base model: {_why_empty(path)}")
     open_checkpoint(weights)
@@ -174,7 +174,7 @@ def _look(path: Path) -> list[Found | Incomplete]:
 
 def _look_at(path: Path) -> list[Found | Incomplete]:
     """Find all checkpoints that an existing path means, perhaps none."""
-    if not path.is_dir():
+    if not is_folder(path):
         return _look_at_file(path)
     own = _own_step(path)
     if isinstance(own, Found):
@@ -206,7 +206,7 @@ def _look_at_file(path: Path) -> list[Found | Incomplete]:
 
 def _look_below(folder: Path) -> Iterator[Found | Incomplete]:
     """Find the step folders and step files that lie directly in a folder."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return
     for name in _list(folder):
         path = folder / name
@@ -215,7 +215,7 @@ def _look_below(folder: Path) -> Iterator[Found | Incomplete]:
             file = _STEP_FILE.fullmatch(final)
             if step := _parse_step(final) or (file and (int(file[1]), "file")):
                 yield Incomplete(step[0], path, "a temporary name: still being written")
-        elif path.is_dir():
+        elif is_folder(path):
             if _parse_step(name):
                 yield _look_at_step(path)
         elif file := _STEP_FILE.fullmatch(name):
@@ -245,7 +245,7 @@ def _look_at_step(folder: Path, given: Path | None = None) -> Found | Incomplete
     step, layout = _parse_step(folder.name) or (0, "unnumbered")
     weights = _locate(given or folder)
     below = "" if weights is None else os.path.relpath(weights, folder)
-    stable = (folder / "STABLE").exists()
+    stable = os.path.lexists(folder / "STABLE")
     if layout == "open-instruct" and (stable or folder.parent.name == "weights"):
         layout = "prime-rl"
         if not stable:
@@ -265,7 +265,7 @@ def _look_at_step(folder: Path, given: Path | None = None) -> Found | Incomplete
 def _locate(folder: Path) -> Path | None:
     """Find the folder that holds the weights: a known place, or the first one below ``policy``."""
     for name in _BELOW:
-        if (folder / name).is_dir() and holds_weights(folder / name):
+        if is_folder(folder / name) and holds_weights(folder / name):
             return folder if name == "." else folder / name
     below = [
         Path(parent)
@@ -289,7 +289,7 @@ def _read_marker(path: Path) -> int | None:
 
 def _why_empty(path: Path) -> str:
     """Say what a path holds instead of weights, and what converts it."""
-    return conversion(path) or (LOOKED_FOR if path.is_dir() else "expected a .safetensors file")
+    return conversion(path) or (LOOKED_FOR if is_folder(path) else "expected a .safetensors file")
 
 
 def _list(folder: Path) -> list[str]:

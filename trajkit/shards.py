@@ -143,7 +143,7 @@ class FolderWriter:
                 part = bits[span.at : span.at + span.stop - span.start]
                 for file, offset in self._places.get(span.tensor.name, ()):
                     _write_all(
-                        self._fds[file], memoryview(part.view("u1")), offset + span.start * itemsize
+                        self._fds[file], part.view("u1").data, offset + span.start * itemsize
                     )
 
     def write_side_file(self, name: str, content: bytes) -> None:

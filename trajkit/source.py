@@ -1,8 +1,8 @@
 """One checkpoint on disk, seen as the store's flat vectors; and what is kept of its files.
 
 :class:`FlatReader` reads any range of a flat vector from the safetensors bytes, whatever shards
-they lie in. :class:`SourceRecord` is all that is needed, beside the vectors, to write the checkpoint's
-files back byte for byte: raw headers, index, and the names of the run's other files.
+they lie in. :class:`SourceRecord` is all that is needed, beside the vectors, to write the
+checkpoint's files back byte for byte: raw headers, index, and the names of the run's other files.
 """
 
 import gzip
@@ -135,8 +135,8 @@ class FlatReader:
             for at in range(0, a.n_bytes, _COMPARE_BYTES):
                 n = min(_COMPARE_BYTES, a.n_bytes - at)
                 parts = np.empty((2, n), np.uint8)
-                read_into(self._fd(a.file), memoryview(parts[0]), a.begin + at)
-                read_into(self._fd(b.file), memoryview(parts[1]), b.begin + at)
+                read_into(self._fd(a.file), parts[0].data, a.begin + at)
+                read_into(self._fd(b.file), parts[1].data, b.begin + at)
                 if not np.array_equal(parts[0], parts[1]):
                     raise Mismatch(
                         f"{self.checkpoint.root}: tensor {alias!r} is not in the store and differs "
@@ -173,10 +173,10 @@ class FlatReader:
         source = DTYPES[entry.dtype]
         offset = entry.begin + start * source.itemsize
         if source.name == info.dtype:
-            read_into(self._fd(entry.file), memoryview(out.view(np.uint8)), offset)
+            read_into(self._fd(entry.file), out.view(np.uint8).data, offset)
             return
         raw = np.empty(len(out), source.bits)
-        read_into(self._fd(entry.file), memoryview(raw.view(np.uint8)), offset)
+        read_into(self._fd(entry.file), raw.view(np.uint8).data, offset)
         target = DTYPES[info.dtype]
         with np.errstate(
             over="ignore", invalid="ignore"

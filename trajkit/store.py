@@ -247,7 +247,7 @@ class Store:
 
 def chunk_digest(bits: Array) -> int:
     """xxh3-64 of a chunk's raw bits, padding left out."""
-    return xxhash.xxh3_64_intdigest(memoryview(bits.view(np.uint8)))
+    return xxhash.xxh3_64_intdigest(bits.view(np.uint8).data)
 
 
 def frame_digest(chunk_digests: list[Array]) -> str:
