@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import linregress
 from series_on_disk import rounded, write_series, write_values
@@ -133,6 +133,7 @@ def test_windows_may_start_between_key_frames(tmp_path: Path) -> None:
         assert np.abs(fit.rsq("w")[moved] - rsq[moved]).max() < 1e-4
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(st.integers(8, 40), st.integers(0, 2**32 - 1))
 def test_a_small_budget_gives_the_same_fit(
     tmp_path_factory: pytest.TempPathFactory, n_frames: int, seed: int
@@ -231,3 +232,44 @@ def test_zarr_reads_a_fit(adder_store: Path) -> None:
     ours = trajkit.open(adder_store).fits["default"]
     name, info = next(iter(fit.tensors.items()))
     np.testing.assert_array_equal(slope[info.offset : info.stop], ours.slope(name).ravel())
+
+
+@settings(max_examples=settings().max_examples // 3)
+@given(st.integers(2, 30), st.integers(0, 6), st.sampled_from(["bfloat16", "float32"]))
+def test_a_continued_fit_reads_new_frames_and_equals_one_from_scratch(
+    tmp_path_factory: pytest.TempPathFactory, before: int, more: int, dtype: str
+) -> None:
+    folder = tmp_path_factory.mktemp("continued")
+    rng = np.random.default_rng(before * 31 + more)
+    steps = np.cumsum(rng.integers(1, 9, before + more)).tolist()
+    values_TN = np.cumsum(rng.normal(0, 1e-3, (before + more, 150)), axis=0)
+    values_TN[:, 0] = 1.0
+    store = folder / "trajkit.zarr"
+    ckpts = write_values(folder / "a", steps[:before], values_TN[:before], dtype)
+    trajkit.ingest(ckpts, store, keyframes=4)
+    first = trajkit.fit(trajkit.open(store), keep_sums=True)
+    assert first.record.frames_read == before
+    if more:
+        later = write_values(folder / "b", steps[before:], values_TN[before:], dtype)
+        trajkit.ingest(later, store)
+    continued = trajkit.fit(trajkit.open(store), keep_sums=True)
+    assert continued.record.frames_read == more
+    scratch = trajkit.fit(trajkit.open(store), name="scratch")
+    # the same float32 differences, summed in batches cut elsewhere: float32 partial sums of at
+    # most 64 terms, each off by 2^-24 of its size
+    np.testing.assert_allclose(continued.slope("w"), scratch.slope("w"), rtol=2e-5, atol=1e-9)
+    np.testing.assert_allclose(continued.rsq("w"), scratch.rsq("w"), atol=1e-5)
+    spread = np.ptp(rounded(values_TN, dtype), axis=0)
+    assert (np.abs(continued.mean("w") - scratch.mean("w")) <= 1e-6 * spread).all()
+    np.testing.assert_array_equal(continued.flags("w"), scratch.flags("w"))
+    assert continued.record.stats["few_distinct"] == scratch.record.stats["few_distinct"]
+    assert trajkit.verify(store).ok
+
+
+def test_a_fit_of_other_frames_is_not_continued(tmp_path: Path) -> None:
+    values_TN = np.outer(np.arange(6.0), np.ones(4))
+    fit = fit_of(tmp_path, [0, 1, 2, 3, 4, 5], values_TN, "float32", keep_sums=True)
+    traj = trajkit.open(fit.store.path)
+    assert trajkit.fit(traj, from_step=1, keep_sums=True).record.frames_read == 5
+    assert trajkit.fit(traj, to_step=3).record.frames_read == 4
+    assert trajkit.fit(traj).record.frames_read == 6  # the one before kept no sums

@@ -1,81 +1,52 @@
 """Fit: a least-squares line through every element of every floating-point tensor, in one pass.
 
-Each chunk of a flat vector goes its way alone: its codes are read and decompressed over all frames,
-a kernel decodes and sums them (DESIGN.md has the algebra), the solution is reduced to statistics a
-tensor and compressed. Workers take chunks; one thread writes the results in order.
+:mod:`trajkit.fit_chunks` does the work; here the window is chosen, the memory planned, an earlier
+fit found that can be continued, and the result committed.
 """
 
 import platform
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from threading import Lock, local
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import xxhash
 
 import trajkit
-from trajkit.codecs import Array
 from trajkit.design import StepAxis, null_above, null_median
-from trajkit.errors import InvalidInput, NotFound, OverBudget
+from trajkit.errors import FormatError, InvalidInput, NotFound, OverBudget
+from trajkit.fit_chunks import FitOptions, Pace, VectorJob, Window
 from trajkit.fits import (
-    ARRAYS,
     DEFAULT_FIT,
-    FIT_CODEC,
     Fit,
     FitRecord,
     check_fit_name,
     commit_fit,
-    fit_arrays,
     prepare_fit,
+    read_fit,
 )
 from trajkit.kernels import api as kernels
-from trajkit.kernels.sums import Solution, Stats, new_stats
-from trajkit.layout import FlatVector, Plan, TensorInfo, plan_workers
-from trajkit.parallel import count_workers, map_in_order
-from trajkit.progress import Advanced, Finished, Progress, Started, silent
+from trajkit.kernels.sums import Sums, new_stats, take_steps
+from trajkit.lanes import choose_device
+from trajkit.layout import FlatVector, Plan, plan_workers
+from trajkit.parallel import count_workers
+from trajkit.progress import Finished, Progress, Started, silent
 from trajkit.store import Store
 from trajkit.summary import make_table, pack_table, tensor_row
 from trajkit.trajectory import Trajectory
 from trajkit.units import DEFAULT_MEMORY_BYTES, format_bytes, format_rate, parse_bytes
 from trajkit.writer import StoreLock
-from trajkit.zarrays import RowWriter
 
 DEFAULT_THRESHOLD = 0.7
 DEFAULT_MIN_DISTINCT = 4
 BATCH_FRAMES = 128
 """frames of a chunk decoded into memory at once, where the budget allows"""
 _SMALLEST_BATCH = 8
-_STATE_BYTES = 96
-"""sums and solution of one element while a chunk is in work"""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The frames a fit uses."""
-
-    first: int
-    """frame index"""
-    stop: int
-    """frame index after the last"""
-    axis: StepAxis
-
-    @property
-    def n_frames(self) -> int:
-        """T."""
-        return self.stop - self.first
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """One chunk's outcome: coded arrays in the order of ARRAYS, and statistics of tensor parts."""
-
-    coded: tuple[bytes, ...]
-    parts: tuple[tuple[TensorInfo, Stats], ...]
+KEEP_SUMS_FRAMES = 256
+"""windows of so many checkpoints keep their sums: below, reading the frames again costs less"""
+_STATE_BYTES = 192
+"""sums, solution and coded results of one element while a chunk is in work or waits"""
 
 
 def fit(
@@ -88,10 +59,14 @@ def fit(
     device: str = "auto",
     min_range: float = 0.0,
     min_distinct: int = DEFAULT_MIN_DISTINCT,
+    keep_sums: bool | None = None,
     memory: str | int = DEFAULT_MEMORY_BYTES,
     progress: Progress = silent,
 ) -> Fit:
     """Fit a line over the training steps to every element, and keep the fit in the store.
+
+    Where the fit that is replaced kept its sums, and its window is the beginning of this one, only
+    the checkpoints since are read; the result is that of one pass in batches.
 
     Args:
         traj: the trajectory.
@@ -102,6 +77,8 @@ def fit(
         device: ``auto``, ``cpu`` or ``cuda``.
         min_range: elements whose max - min is at most this are counted apart (0: none).
         min_distinct: elements with fewer distinct values are counted apart.
+        keep_sums: keep the sums (61 bytes an element of bf16, before compression), so that a later
+            fit can go on from them; by default in windows of 256 checkpoints or more.
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
         progress: receives :mod:`trajkit.progress` events.
 
@@ -120,18 +97,25 @@ def fit(
     started = time.perf_counter()
     floats = [v for v in store.vectors.values() if v.dtype.is_float]
     plans = {v.dtype.name: plan_fit(v, window.n_frames, budget) for v in floats}
-    raw_bytes = window.n_frames * sum(v.n_bytes for v in floats)
-    progress(Started(f"fit {window.n_frames} checkpoints on {backend}", raw_bytes))
+    if keep_sums is None:
+        keep_sums = window.n_frames >= KEEP_SUMS_FRAMES
+    prior = find_prior(store, name, window)
+    done_frames = 0 if prior is None else len(prior.record.steps)
+    frames_read = window.n_frames - done_frames
+    raw_bytes = frames_read * sum(v.n_bytes for v in floats)
+    what = f"fit {window.n_frames} checkpoints on {backend}"
+    if prior is not None:
+        what += f" ({frames_read} new)"
+    progress(Started(what, raw_bytes))
     rows: list[dict[str, Any]] = []
     total = new_stats(rsq_threshold, window.axis.span)
-    pace = _Pace()
+    pace = Pace()
     with StoreLock(store.path):
         part = prepare_fit(store, name)
         for vector in floats:
             plan, batch = plans[vector.dtype.name]
-            job = _VectorJob(
-                store, vector, window, batch, rsq_threshold, min_range, min_distinct, pace
-            )
+            options = FitOptions(backend, rsq_threshold, min_range, min_distinct, keep_sums)
+            job = VectorJob(store, vector, window, batch, options, prior, pace)
             for info, stats in job.run(part, plan, progress):
                 rows.append(tensor_row(info, stats))
                 total = total + stats
@@ -153,6 +137,8 @@ def fit(
             seconds=seconds,
             table_sha256="",
             dtypes=tuple(v.dtype.name for v in floats),
+            sums=sums_scalars(window) if keep_sums else None,
+            frames_read=frames_read,
         )
         result = commit_fit(store, part, record, pack_table(make_table(rows)))
     seconds = time.perf_counter() - started
@@ -185,19 +171,6 @@ def choose_window(store: Store, from_step: int | None, to_step: int | None) -> W
     return Window(first, stop, StepAxis.of(steps[first:stop]))
 
 
-def choose_device(device: str) -> str:
-    """``cpu`` or ``cuda``; ``auto`` takes a CUDA device where there is one.
-
-    Raises:
-        InvalidInput: ``cuda`` was asked for and cannot be had, or an unknown name.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InvalidInput(f"unknown device {device!r}: choose auto, cpu or cuda")
-    if device == "cuda":
-        raise InvalidInput("--device cuda: the GPU pipeline is not there yet; use --device cpu")
-    return "cpu"
-
-
 def plan_fit(vector: FlatVector, n_frames: int, budget: int) -> tuple[Plan, int]:
     """Workers and frames a batch within the budget: fewer frames first, then fewer workers.
 
@@ -224,156 +197,35 @@ def window_digest(store: Store, window: Window) -> str:
     return xxhash.xxh3_128_hexdigest("".join(f.digest for f in frames).encode())
 
 
-class _Pace:
-    """Seconds a stage, summed over workers."""
-
-    def __init__(self) -> None:
-        self.seconds = {"read and decompress": 0.0, "fit": 0.0, "compress": 0.0, "write": 0.0}
-        self._lock = Lock()
-
-    def add(self, stage: str, seconds: float) -> None:
-        with self._lock:
-            self.seconds[stage] += seconds
-
-    def slowest(self) -> str:
-        return max(self.seconds, key=self.seconds.__getitem__)
-
-
-class _VectorJob:
-    """The fit of one flat vector, chunk by chunk."""
-
-    def __init__(
-        self,
-        store: Store,
-        vector: FlatVector,
-        window: Window,
-        batch: int,
-        threshold: float,
-        min_range: float,
-        min_distinct: int,
-        pace: _Pace,
-    ) -> None:
-        self.store = store
-        self.vector = vector
-        self.dtype = vector.dtype.name
-        self.window = window
-        self.batch = batch
-        self.threshold = threshold
-        self.min_range = min_range
-        self.min_distinct = min_distinct
-        self.pace = pace
-        self.steps = np.array(window.axis.steps, np.float64)
-        self._mine = local()
-
-    def run(self, part: Path, plan: Plan, progress: Progress) -> Iterator[tuple[TensorInfo, Stats]]:
-        """Fit all chunks and write the arrays; yields every tensor's statistics once complete."""
-        arrays = fit_arrays(part, self.vector)
-        chunk_bytes = self.window.n_frames * self.vector.dtype.itemsize
-        unfinished: dict[str, Stats] = {}
-        seen = 0
-        with ExitStack() as stack:
-            writers = [stack.enter_context(RowWriter(arrays[name])) for name in ARRAYS]
-            pool = stack.enter_context(ThreadPoolExecutor(plan.workers))
-            chunks = range(self.vector.n_chunks)
-            for k, done in map_in_order(pool, self._fit_chunk, chunks, plan.workers + 1):
-                clock = time.perf_counter()
-                for writer, coded in zip(writers, done.coded, strict=True):
-                    writer.append(coded)
-                self.pace.add("write", time.perf_counter() - clock)
-                for info, stats in done.parts:
-                    if info.name in unfinished:
-                        stats = unfinished.pop(info.name) + stats
-                    if stats.elements == info.size:
-                        seen += 1
-                        yield info, stats
-                    else:
-                        unfinished[info.name] = stats
-                start, stop = self.vector.chunk_span(k)
-                progress(Advanced((stop - start) * chunk_bytes))
-        for array in arrays.values():
-            array.write_metadata()
-        for info in self.vector.tensors:
-            if not info.size:
-                yield info, new_stats(self.threshold, self.window.axis.span)
-
-    def _fit_chunk(self, k: int) -> _Done:
-        start, stop = self.vector.chunk_span(k)
-        n = stop - start
-        solution = self._solve(k, n)
-        clock = time.perf_counter()
-        parts = tuple(
-            (span.tensor, self._summarise(solution, span.at, span.at + span.stop - span.start))
-            for span in self.vector.spans(start, stop)
-        )
-        middle = time.perf_counter()
-        columns = {
-            "slope": solution.slope,
-            "mean": solution.mean,
-            "rsq": solution.rsq,
-            "last": solution.bits_last,
-            "flags": solution.flags,
-        }
-        coded = tuple(FIT_CODEC.encode(self._padded(columns[name])) for name in ARRAYS)
-        self.pace.add("fit", middle - clock)
-        self.pace.add("compress", time.perf_counter() - middle)
-        return _Done(coded, parts)
-
-    def _solve(self, k: int, n: int) -> Solution:
-        """The line of every element of chunk ``k``."""
-        sums = None
-        window = self.window
-        codes = self._code_buffer()
-        is_key = np.zeros(len(codes), bool)
-        for begin in range(window.first, window.stop, self.batch):
-            end = min(begin + self.batch, window.stop)
-            clock = time.perf_counter()
-            for row, t in enumerate(range(begin, end)):
-                if t == window.first and not self.store.is_key(t):
-                    scratch = np.empty(self.vector.chunk, self.vector.dtype.bits)
-                    self.store.read_bits(self.dtype, t, k, codes[row], scratch)
-                    is_key[row] = True
-                else:
-                    self.store.read_codes(self.dtype, t, k, codes[row])
-                    is_key[row] = self.store.is_key(t)
-            middle = time.perf_counter()
-            batch, keys = codes[: end - begin, :n], is_key[: end - begin]
-            steps = self.steps[begin - window.first : end - window.first]
-            if window.n_frames <= self.batch:
-                solution = kernels.fit_frames(
-                    batch, keys, steps, self.dtype, min_range=self.min_range, few=self.min_distinct
-                )
-            else:
-                if sums is None:
-                    sums = kernels.new_sums(n, self.dtype, window.axis.mean, window.axis.unit)
-                kernels.accumulate_frames(batch, keys, steps, sums)
-            self.pace.add("read and decompress", middle - clock)
-            self.pace.add("fit", time.perf_counter() - middle)
-        if sums is not None:
-            solution = kernels.solve(sums, min_range=self.min_range, few=self.min_distinct)
-        return solution
-
-    def _summarise(self, solution: Solution, start: int, stop: int) -> Stats:
-        part = Solution(
-            *(
-                getattr(solution, f)[start:stop]
-                for f in ("slope", "mean", "rsq", "flags", "dw", "drift_t", "bits_last")
-            )
-        )
-        return kernels.summarise(part, self.threshold, self.window.axis.span, self.dtype)
-
-    def _code_buffer(self) -> Array:
-        """The calling thread's codes, unsigned [batch, C]."""
-        if not hasattr(self._mine, "codes"):
-            shape = (self.batch, self.vector.chunk)
-            self._mine.codes = np.empty(shape, self.vector.dtype.bits)
-        return self._mine.codes  # type: ignore[no-any-return]  # thread-local attributes are untyped
-
-    def _padded(self, values: Array) -> Array:
-        if len(values) == self.vector.chunk:
-            return np.ascontiguousarray(values)
-        out = np.zeros(self.vector.chunk, values.dtype)
-        out[: len(values)] = values
-        return out
+def find_prior(store: Store, name: str, window: Window) -> Fit | None:
+    """The fit of that name, where it can be continued: sums kept, and of the window's beginning."""
+    try:
+        prior = read_fit(store, name)
+    except (NotFound, FormatError):
+        return None
+    steps = prior.record.steps
+    if prior.record.sums is None or len(steps) > window.n_frames:
+        return None
+    begun = replace(window, stop=window.first + len(steps))
+    if steps != window.axis.steps[: len(steps)]:
+        return None
+    return prior if prior.record.frames_digest == window_digest(store, begun) else None
 
 
-__all__ = ["NotFound", "choose_device", "choose_window", "fit", "plan_fit"]
+def sums_scalars(window: Window) -> dict[str, float]:
+    """The scalars of the sums over a whole window."""
+    return _scalars_of(_counted_sums(window.axis.steps, window.axis.mean, window.axis.unit))
+
+
+_SCALARS = ("count", "x_ref", "x_unit", "x_first", "x_last", "s_u", "s_uu", "s_du2")
+
+
+def _scalars_of(sums: Sums) -> dict[str, float]:
+    return {name: getattr(sums, name) for name in _SCALARS}
+
+
+def _counted_sums(steps: Sequence[int], x_ref: float, x_unit: float) -> Sums:
+    """Sums of no elements that have counted these steps: their scalars are those of the window."""
+    sums = kernels.new_sums(0, "float32", x_ref, x_unit)
+    take_steps(sums, np.asarray(steps, np.float64))
+    return sums

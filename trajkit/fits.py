@@ -4,6 +4,7 @@
       zarr.json              the record: steps, threshold, filters, versions, statistics, digests
       tensors.parquet        one row a tensor
       <dtype>/slope, mean, rsq (float32 [N]), last (unsigned [N]), flags (uint8 [N])
+      <dtype>/sums/...       the sums themselves, where they are kept: a later fit goes on from them
 
 A fit is written beside its place and renamed, so that it is there whole or not at all.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from trajkit.codecs import Array, BloscCodec, Codec
 from trajkit.design import StepAxis
 from trajkit.errors import FormatError, InvalidInput, NotFound
-from trajkit.kernels.sums import Stats
+from trajkit.kernels.sums import SLOTS, Stats
 from trajkit.layout import FlatVector, TensorInfo
 from trajkit.store import Store
 from trajkit.zarrays import ZArray, canonical_json, disk_errors, sync_directory
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 FORMAT = "trajkit-fit"
 VERSION = 1
 ARRAYS = ("slope", "mean", "rsq", "last", "flags")
+SUMS = (
+    *("s_d", "s_ud", "s_dd", "q", "p", "y_first", "y_min", "y_max"),
+    *("changes", "distinct", "invalid", "slot_0", "slot_1", "slot_2"),
+)
+"""the arrays of the sums, which are those of :class:`trajkit.kernels.sums.Sums`"""
 DEFAULT_FIT = "default"
 FIT_CODEC: Codec = BloscCodec("lz4", 1, "bitshuffle")
 
@@ -63,12 +69,20 @@ class FitRecord:
     table_sha256: str
     dtypes: tuple[str, ...]
     """the flat vectors that were fitted; integers are not"""
+    sums: Mapping[str, float] | None = None
+    """the sums' scalars, where the sums are kept"""
+    frames_read: int = 0
+    """checkpoints read for this fit: all of its window, or those since the fit it continues"""
 
     def document(self) -> dict[str, Any]:
         """The group's ``zarr.json``, its own digest included."""
         attributes = {"format": FORMAT, "version": VERSION, **asdict(self)}
         attributes["sha256"] = hashlib.sha256(canonical_json(attributes)).hexdigest()
         return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+    def inner_groups(self) -> tuple[str, ...]:
+        """The Zarr groups of one vector, relative to its folder."""
+        return ("",) if self.sums is None else ("", "sums")
 
     @classmethod
     def parse(cls, path: Path, content: bytes) -> Self:
@@ -165,6 +179,7 @@ class Fit:
             **describe_stats(self.stats),
             "null_median_rsq": record.null["median_rsq"],
             "null_above_threshold": record.null["above_threshold"],
+            "frames_read": record.frames_read,
             "seconds": record.seconds,
             "device": record.device,
         }
@@ -200,15 +215,34 @@ def fit_arrays(path: Path, vector: FlatVector) -> dict[str, ZArray]:
     """The arrays of one vector's fit, by name."""
     dtypes = {"last": vector.dtype.bits, "flags": np.dtype("uint8")}
     return {
-        name: ZArray(
-            path / vector.dtype.name / name,
-            dtypes.get(name, np.dtype("float32")),
-            vector.size,
-            vector.chunk,
-            FIT_CODEC,
-        )
+        name: _element_array(path / vector.dtype.name / name, dtypes.get(name), vector)
         for name in ARRAYS
     }
+
+
+def sums_arrays(path: Path, vector: FlatVector) -> dict[str, ZArray]:
+    """The arrays of one vector's sums (``bits_last`` is the fit's ``last``), by name.
+
+    Floats are kept as they are in memory, so that going on from them equals never having stopped.
+    """
+    bits = vector.dtype.bits
+    value = np.dtype("float64" if vector.dtype.name == "float64" else "float32")
+    double = np.dtype("float64")
+    dtypes = {
+        **dict.fromkeys(("s_d", "s_ud", "s_dd", "q", "p"), double),
+        **dict.fromkeys(("y_first", "y_min", "y_max"), value),
+        "changes": np.dtype("uint16"),
+        "distinct": np.dtype("uint8"),
+        "invalid": np.dtype("uint8"),
+        **{f"slot_{i}": bits for i in range(SLOTS)},
+    }
+    folder = path / vector.dtype.name / "sums"
+    return {name: _element_array(folder / name, dtype, vector) for name, dtype in dtypes.items()}
+
+
+def _element_array(path: Path, dtype: np.dtype[Any] | None, vector: FlatVector) -> ZArray:
+    """An array [N] chunked like the vector's frames; float32 unless said otherwise."""
+    return ZArray(path, dtype or np.dtype("float32"), vector.size, vector.chunk, FIT_CODEC)
 
 
 def read_elements(array: ZArray, start: int, stop: int) -> Array:
@@ -274,10 +308,11 @@ def commit_fit(store: Store, part: Path, record: FitRecord, table: bytes) -> Fit
     target = store.path / "fits" / record.name
     record = replace(record, table_sha256=hashlib.sha256(table).hexdigest())
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    groups = [part / d / inner for d in record.dtypes for inner in record.inner_groups()]
     with disk_errors(part):
         for path, content in (
             (part / "tensors.parquet", table),
-            *((part / d / "zarr.json", canonical_json(group)) for d in record.dtypes),
+            *((folder / "zarr.json", canonical_json(group)) for folder in groups),
             (part.parent / "zarr.json", canonical_json(group)),
             (part / "zarr.json", canonical_json(record.document())),
         ):
@@ -286,7 +321,7 @@ def commit_fit(store: Store, part: Path, record: FitRecord, table: bytes) -> Fit
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for folder in (*(part / d for d in record.dtypes), part):
+        for folder in (*groups, part):
             sync_directory(folder)
         old = target.with_name(f".{record.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -312,8 +347,10 @@ def check_fits(store: Store) -> Iterator[str]:
             yield str(error)
             continue
         for dtype, arrays in fit.arrays.items():
-            yield from _expect(fit.path / dtype / "zarr.json", group)
-            for array in arrays.values():
+            for inner in fit.record.inner_groups():
+                yield from _expect(fit.path / dtype / inner / "zarr.json", group)
+            sums = sums_arrays(fit.path, store.vectors[dtype]) if fit.record.sums else {}
+            for array in (*arrays.values(), *sums.values()):
                 yield from _check_array(array)
 
 

@@ -1,0 +1,243 @@
+"""The fit of one flat vector, chunk by chunk.
+
+A worker reads a chunk's codes over all frames, a lane decodes and sums them, the solution is
+reduced to statistics a tensor and compressed; the caller's thread writes the results in order.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from threading import Lock, local
+from typing import Any
+
+import numpy as np
+
+from trajkit.codecs import Array
+from trajkit.design import StepAxis
+from trajkit.fits import FIT_CODEC, SUMS, Fit, fit_arrays, sums_arrays
+from trajkit.kernels import api as kernels
+from trajkit.kernels.sums import Solution, Stats, Sums, new_stats
+from trajkit.lanes import Lane, open_lane
+from trajkit.layout import FlatVector, Plan, TensorInfo
+from trajkit.parallel import map_in_order
+from trajkit.progress import Advanced, Progress
+from trajkit.store import Store
+from trajkit.zarrays import RowWriter, ZArray
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The frames a fit uses."""
+
+    first: int
+    """frame index"""
+    stop: int
+    """frame index after the last"""
+    axis: StepAxis
+
+    @property
+    def n_frames(self) -> int:
+        """T, checkpoints."""
+        return self.stop - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """One chunk's outcome: coded arrays by name, and the statistics of tensor parts."""
+
+    coded: dict[str, bytes]
+    parts: tuple[tuple[TensorInfo, Stats], ...]
+
+
+class Pace:
+    """Seconds a stage, summed over workers, to say which one sets the pace."""
+
+    def __init__(self) -> None:
+        self.seconds = {"read and decompress": 0.0, "fit": 0.0, "compress": 0.0, "write": 0.0}
+        self._lock = Lock()
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count some time for a stage."""
+        with self._lock:
+            self.seconds[stage] += seconds
+
+    def slowest(self) -> str:
+        """The stage with the most time in it."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """What is asked of every element, and where."""
+
+    device: str
+    """``cpu`` or ``cuda``"""
+    threshold: float
+    min_range: float
+    min_distinct: int
+    keep_sums: bool
+
+
+class VectorJob:
+    """The fit of one flat vector, chunk by chunk."""
+
+    def __init__(
+        self,
+        store: Store,
+        vector: FlatVector,
+        window: Window,
+        batch: int,
+        options: FitOptions,
+        prior: Fit | None,
+        pace: Pace,
+    ) -> None:
+        self.store = store
+        self.vector = vector
+        self.dtype = vector.dtype.name
+        self.window = window
+        self.batch = batch
+        self.options = options
+        self.prior = prior
+        self.first = window.first + (len(prior.record.steps) if prior is not None else 0)
+        self.pace = pace
+        self.steps = np.array(window.axis.steps, np.float64)
+        self._mine = local()
+
+    def run(self, part: Path, plan: Plan, progress: Progress) -> Iterator[tuple[TensorInfo, Stats]]:
+        """Fit all chunks and write the arrays; yields every tensor's statistics once complete."""
+        arrays = fit_arrays(part, self.vector)
+        if self.options.keep_sums:
+            arrays |= sums_arrays(part, self.vector)
+        frame_bytes = (self.window.stop - self.first) * self.vector.dtype.itemsize
+        unfinished: dict[str, Stats] = {}
+        with ExitStack() as stack:
+            writers = {n: stack.enter_context(RowWriter(a)) for n, a in arrays.items()}
+            pool = stack.enter_context(ThreadPoolExecutor(plan.workers))
+            chunks = range(self.vector.n_chunks)
+            for k, done in map_in_order(pool, self._fit_chunk, chunks, plan.workers + 1):
+                clock = time.perf_counter()
+                for name, coded in done.coded.items():
+                    writers[name].append(coded)
+                self.pace.add("write", time.perf_counter() - clock)
+                for info, part_stats in done.parts:
+                    stats = part_stats
+                    if info.name in unfinished:
+                        stats = unfinished.pop(info.name) + stats
+                    if stats.elements == info.size:
+                        yield info, stats
+                    else:
+                        unfinished[info.name] = stats
+                start, stop = self.vector.chunk_span(k)
+                progress(Advanced((stop - start) * frame_bytes))
+        for array in arrays.values():
+            array.write_metadata()
+        for info in self.vector.tensors:
+            if not info.size:
+                yield info, new_stats(self.options.threshold, self.window.axis.span)
+
+    def _fit_chunk(self, k: int) -> _Done:
+        start, stop = self.vector.chunk_span(k)
+        solution, sums = self._solve(k, stop - start)
+        clock = time.perf_counter()
+        parts = tuple(
+            (span.tensor, self._summarise(solution, span.at, span.at + span.stop - span.start))
+            for span in self.vector.spans(start, stop)
+        )
+        middle = time.perf_counter()
+        columns = {
+            "slope": solution.slope,
+            "mean": solution.mean,
+            "rsq": solution.rsq,
+            "last": solution.bits_last,
+            "flags": solution.flags,
+        }
+        if sums is not None:
+            columns |= {name: _column(sums, name) for name in SUMS}
+        coded = {name: FIT_CODEC.encode(self._padded(c)) for name, c in columns.items()}
+        self.pace.add("fit", middle - clock)
+        self.pace.add("compress", time.perf_counter() - middle)
+        return _Done(coded, parts)
+
+    def _solve(self, k: int, n: int) -> tuple[Solution, Sums | None]:
+        """The line of every element of chunk ``k``, and the sums where they are to be kept."""
+        window, options, lane = self.window, self.options, self._lane()
+        filters: dict[str, Any] = {"min_range": options.min_range, "few": options.min_distinct}
+        in_one_go = window.n_frames <= self.batch and not options.keep_sums and self.prior is None
+        if not in_one_go:
+            kept = None if self.prior is None else self._read_sums(self.prior, k, n)
+            lane.begin(n, window.axis.mean, window.axis.unit, kept)
+        for begin in range(self.first, window.stop, self.batch):
+            end = min(begin + self.batch, window.stop)
+            clock = time.perf_counter()
+            is_key_T = self._read_batch(lane.codes_TN, k, begin, end)
+            middle = time.perf_counter()
+            steps_T = self.steps[begin - window.first : end - window.first]
+            if in_one_go:
+                solution = lane.fit(n, is_key_T, steps_T, **filters)
+            else:
+                lane.accumulate(is_key_T, steps_T)
+            self.pace.add("read and decompress", middle - clock)
+            self.pace.add("fit", time.perf_counter() - middle)
+        if not in_one_go:
+            clock = time.perf_counter()
+            solution = lane.solve(**filters)
+            self.pace.add("fit", time.perf_counter() - clock)
+        return solution, lane.sums() if options.keep_sums else None
+
+    def _read_batch(self, codes_TN: Array, k: int, begin: int, end: int) -> Array:
+        """Read the codes of frames [begin, end) and say which are keys; the window's first is."""
+        is_key = np.array([self.store.is_key(t) for t in range(begin, end)])
+        for row, t in enumerate(range(begin, end)):
+            if t == self.window.first and not is_key[row]:
+                scratch = np.empty(self.vector.chunk, self.vector.dtype.bits)
+                self.store.read_bits(self.dtype, t, k, codes_TN[row], scratch)
+                is_key[row] = True
+            else:
+                self.store.read_codes(self.dtype, t, k, codes_TN[row])
+        return is_key
+
+    def _read_sums(self, prior: Fit, k: int, n: int) -> Sums:
+        """The sums that the fit to be continued has kept of chunk ``k``."""
+        sums = kernels.new_sums(n, self.dtype, self.window.axis.mean, self.window.axis.unit)
+        for name, value in (prior.record.sums or {}).items():
+            setattr(sums, name, value)
+        arrays = sums_arrays(prior.path, self.vector)
+        for name in SUMS:
+            _column(sums, name)[:] = self._read_column(arrays[name], k, n)
+        sums.bits_last[:] = self._read_column(prior.arrays[self.dtype]["last"], k, n)
+        return sums
+
+    def _read_column(self, array: ZArray, k: int, n: int) -> Array:
+        chunk = np.empty(array.chunk, array.dtype)
+        array.read_chunk(0, k, chunk)
+        return chunk[:n]
+
+    def _summarise(self, solution: Solution, start: int, stop: int) -> Stats:
+        part = Solution(*(getattr(solution, f.name)[start:stop] for f in fields(Solution)))
+        span = self.window.axis.span
+        return kernels.summarise(part, self.options.threshold, span, self.dtype)
+
+    def _lane(self) -> Lane:
+        """The calling thread's lane, opened on its first chunk."""
+        if not hasattr(self._mine, "lane"):
+            device = self.options.device
+            self._mine.lane = open_lane(device, self.batch, self.vector.chunk, self.dtype)
+        lane: Lane = self._mine.lane
+        return lane
+
+    def _padded(self, values: Array) -> Array:
+        if len(values) == self.vector.chunk:
+            return np.ascontiguousarray(values)
+        out = np.zeros(self.vector.chunk, values.dtype)
+        out[: len(values)] = values
+        return out
+
+
+def _column(sums: Sums, name: str) -> Array:
+    """One array [N] of the sums, by its name in the store."""
+    slot = name.removeprefix("slot_")
+    column: Array = sums.slots[int(slot)] if slot != name else getattr(sums, name)
+    return column
