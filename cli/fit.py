@@ -1,11 +1,15 @@
 """``trajkit fit``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import example, memory_option, speaking, store_option
+
+if TYPE_CHECKING:
+    from trajkit.paper import PaperStats
 
 
 @click.command(
@@ -14,6 +18,7 @@ from trajkit.cli.options import example, memory_option, speaking, store_option
     epilog=example(
         "trajkit fit --rsq-threshold 0.7",
         "trajkit fit --from-step 100 --to-step 1000 --name early",
+        "trajkit fit --paper --sample 0.001",
     ),
 )
 @store_option
@@ -34,7 +39,20 @@ from trajkit.cli.options import example, memory_option, speaking, store_option
     show_default=True,
     help="Where to compute.",
 )
-@click.option("--name", default="default", show_default=True, help="The fit's name in the store.")
+@click.option("--name", help="The fit's name in the store (default: default; paper).")
+@click.option(
+    "--keep-sums/--no-keep-sums",
+    default=None,
+    help="Keep the sums, so that a later fit reads new checkpoints only (default: from 256 on).",
+)
+@click.option("--paper", is_flag=True, help="Apply the filters of arXiv 2601.04537.")
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="F",
+    help="With --paper: look at this share of each tensor only; keeps no fit.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="With --sample.")
 @memory_option
 @speaking
 def fit_command(
@@ -44,7 +62,11 @@ def fit_command(
     from_step: int | None,
     to_step: int | None,
     device: str,
-    name: str,
+    name: str | None,
+    keep_sums: bool | None,
+    paper: bool,
+    sample: float | None,
+    seed: int,
     memory: str,
 ) -> None:
     """Fit a least-squares line over the training steps to every element of every tensor.
@@ -52,17 +74,30 @@ def fit_command(
     R² alone cannot tell a drift from a random walk, so the closing lines set it beside what a
     driftless walk scores on the same steps.
     """
-    from trajkit.fit import fit
+    from trajkit.fit import choose_window, fit
+    from trajkit.paper import PaperStats, fit_sample
     from trajkit.trajectory import Trajectory
+    from trajkit.units import parse_bytes
 
+    traj = Trajectory.open(store)
+    if sample is not None:
+        if not paper:
+            raise click.UsageError("--sample goes with --paper")
+        window = choose_window(traj.store, from_step, to_step)
+        found = fit_sample(traj, window, sample, seed, rsq_threshold, parse_bytes(memory))
+        console.data(found)
+        _say_paper(console, found, rsq_threshold)
+        return
     with console.progress() as progress:
         result = fit(
-            Trajectory.open(store),
+            traj,
             rsq_threshold,
             from_step=from_step,
             to_step=to_step,
-            name=name,
+            name=name or ("paper" if paper else "default"),
             device=device,
+            keep_sums=keep_sums,
+            paper=paper,
             memory=memory,
             progress=progress,
         )
@@ -86,6 +121,8 @@ def fit_command(
     console.say(
         f"  {above:24}{number('share_above_threshold'):>10}{number('null_above_threshold'):>14}"
     )
+    if result.record.paper is not None:
+        _say_paper(console, PaperStats(**result.record.paper), rsq_threshold)
     if numbers["invalid"]:
         table = result.summary()
         names = table.filter(table["invalid"] > 0)["name"].to_list()
@@ -94,3 +131,17 @@ def fit_command(
     console.next_command(
         f"trajkit extrapolate --steps {last + max(span // 4, 1)} -o out/", "trajkit report"
     )
+
+
+def _say_paper(console: Console, stats: "PaperStats", threshold: float) -> None:
+    """Print the paper's statistics, and what its filters leave of the elements."""
+
+    def number(value: float | None) -> str:
+        return "none" if value is None else f"{value:.3f}"
+
+    console.say("with the filters of arXiv 2601.04537 (.weight tensors, range, distinct values):")
+    console.say(
+        f"  kept {stats.kept:,} of {stats.elements:,} elements ({number(stats.share_kept)})"
+    )
+    console.say(f"  mean R² {number(stats.mean_rsq)}, median R² {number(stats.median_rsq)}")
+    console.say(f"  share of kept with R² > {threshold:g}: {number(stats.share_above)}")

@@ -220,7 +220,10 @@ def test_output_is_refused_where_something_is(adder_store: Path, tmp_path: Path)
     assert done.returncode == 1
     assert "--force" in done.stderr
     assert snapshot(out) == {"mine.txt": b"precious"}
-    assert run(
-        "extrapolate", "--steps", "500", "-o", out, "--store", adder_store, "--force"
-    ).returncode == 0
+    assert (
+        run(
+            "extrapolate", "--steps", "500", "-o", out, "--store", adder_store, "--force"
+        ).returncode
+        == 0
+    )
     assert "mine.txt" not in snapshot(out)

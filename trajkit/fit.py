@@ -30,6 +30,7 @@ from trajkit.kernels import api as kernels
 from trajkit.kernels.sums import Sums, new_stats, take_steps
 from trajkit.lanes import choose_device
 from trajkit.layout import FlatVector, Plan, plan_workers
+from trajkit.paper import MIN_DISTINCT, MIN_RANGE, describe_kept, is_weight
 from trajkit.parallel import count_workers
 from trajkit.progress import Finished, Progress, Started, silent
 from trajkit.store import Store
@@ -39,7 +40,6 @@ from trajkit.units import DEFAULT_MEMORY_BYTES, format_bytes, format_rate, parse
 from trajkit.writer import StoreLock
 
 DEFAULT_THRESHOLD = 0.7
-DEFAULT_MIN_DISTINCT = 4
 BATCH_FRAMES = 128
 """frames of a chunk decoded into memory at once, where the budget allows"""
 _SMALLEST_BATCH = 8
@@ -58,8 +58,9 @@ def fit(
     name: str = DEFAULT_FIT,
     device: str = "auto",
     min_range: float = 0.0,
-    min_distinct: int = DEFAULT_MIN_DISTINCT,
+    min_distinct: int = MIN_DISTINCT,
     keep_sums: bool | None = None,
+    paper: bool = False,
     memory: str | int = DEFAULT_MEMORY_BYTES,
     progress: Progress = silent,
 ) -> Fit:
@@ -79,6 +80,8 @@ def fit(
         min_distinct: elements with fewer distinct values are counted apart.
         keep_sums: keep the sums (61 bytes an element of bf16, before compression), so that a later
             fit can go on from them; by default in windows of 256 checkpoints or more.
+        paper: apply the filters of arXiv 2601.04537 in place of the two above, and keep its
+            statistics in the record (:mod:`trajkit.paper`).
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
         progress: receives :mod:`trajkit.progress` events.
 
@@ -89,6 +92,8 @@ def fit(
     """
     store = traj.store
     check_fit_name(name)
+    if paper:
+        min_range, min_distinct = MIN_RANGE, MIN_DISTINCT
     window = choose_window(store, from_step, to_step)
     if not 0 <= rsq_threshold <= 1:
         raise InvalidInput(f"rsq_threshold must lie in [0, 1], not {rsq_threshold}")
@@ -108,7 +113,7 @@ def fit(
         what += f" ({frames_read} new)"
     progress(Started(what, raw_bytes))
     rows: list[dict[str, Any]] = []
-    total = new_stats(rsq_threshold, window.axis.span)
+    total = weights = new_stats(rsq_threshold, window.axis.span)
     pace = Pace()
     with StoreLock(store.path):
         part = prepare_fit(store, name)
@@ -119,6 +124,8 @@ def fit(
             for info, stats in job.run(part, plan, progress):
                 rows.append(tensor_row(info, stats))
                 total = total + stats
+                if is_weight(info.name):
+                    weights = weights + stats
         seconds = time.perf_counter() - started
         record = FitRecord(
             name=name,
@@ -139,6 +146,7 @@ def fit(
             dtypes=tuple(v.dtype.name for v in floats),
             sums=sums_scalars(window) if keep_sums else None,
             frames_read=frames_read,
+            paper=asdict(describe_kept(weights)) if paper else None,
         )
         result = commit_fit(store, part, record, pack_table(make_table(rows)))
     seconds = time.perf_counter() - started

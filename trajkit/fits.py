@@ -73,6 +73,8 @@ class FitRecord:
     """the sums' scalars, where the sums are kept"""
     frames_read: int = 0
     """checkpoints read for this fit: all of its window, or those since the fit it continues"""
+    paper: Mapping[str, Any] | None = None
+    """the statistics of :class:`trajkit.paper.PaperStats`, where they were asked for"""
 
     def document(self) -> dict[str, Any]:
         """The group's ``zarr.json``, its own digest included."""
@@ -180,6 +182,7 @@ class Fit:
             "null_median_rsq": record.null["median_rsq"],
             "null_above_threshold": record.null["above_threshold"],
             "frames_read": record.frames_read,
+            "paper": record.paper,
             "seconds": record.seconds,
             "device": record.device,
         }
