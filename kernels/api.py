@@ -1,0 +1,493 @@
+"""The kernels as the rest of trajkit calls them: arguments are checked here, then dispatched.
+
+    accumulate_frames, merge_sums, solve     a streaming fit: accumulate, merge, finalise
+    fit_frames                               the same in one call, with no state left behind
+    summarise                                counts, moments and histograms of a solution
+    encode_frame, decode_frame               the store's frame coding
+    extrapolate_line, extrapolate_pair       new checkpoints, rounded once
+
+Backends: "reference" (numpy, float64, slow), "cpu" (numba), "cuda" (Triton, torch tensors on the
+device). "auto" goes by the array: "cuda" for torch tensors, "cpu" for numpy arrays. A request
+that cannot be met raises; nothing falls back. The "cuda" backend checks its own tensors. All
+functions may be called from many threads at once on different arrays, and release the GIL.
+
+Axis letters: T checkpoints, B checkpoints of one batch, N elements.
+"""
+
+from importlib.util import find_spec
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trajkit.kernels import sums as _sums
+from trajkit.kernels.flags import (
+    FLAG_BELOW_HALF_ULP,
+    FLAG_FEW_DISTINCT,
+    FLAG_INVALID,
+    FLAG_SMALL_RANGE,
+    FLAG_STATIC,
+)
+from trajkit.kernels.formats import FORMATS, format_of, values_of
+from trajkit.kernels.sums import SLOTS, Array, Solution, Stats, Sums, new_stats, span_units
+
+__all__ = [
+    "FLAG_BELOW_HALF_ULP",
+    "FLAG_FEW_DISTINCT",
+    "FLAG_INVALID",
+    "FLAG_SMALL_RANGE",
+    "FLAG_STATIC",
+    "FORMATS",
+    "Solution",
+    "Stats",
+    "Sums",
+    "accumulate_frames",
+    "decode_frame",
+    "encode_frame",
+    "extrapolate_line",
+    "extrapolate_pair",
+    "fit_frames",
+    "merge_sums",
+    "new_stats",
+    "new_sums",
+    "solve",
+    "span_units",
+    "summarise",
+    "values_of",
+]
+
+Backend: TypeAlias = Literal["auto", "reference", "cpu", "cuda"]
+Rounding: TypeAlias = Literal["nearest", "stochastic"]
+Base: TypeAlias = Literal["mean", "last"]
+
+
+def new_sums(n: int, dtype: str, x_ref: float, x_unit: float, *, backend: Backend = "auto") -> Sums:
+    """The sums of no checkpoints, for N elements of one dtype.
+
+    Args:
+        n: N.
+        dtype: "bfloat16", "float16", "float32", "float64", "float8_e4m3fn" or "float8_e5m2".
+        x_ref: the training step where u = 0; rounding is smallest near the middle of the window.
+        x_unit: training steps a unit of u, e.g. half the window (:func:`span_units`).
+        backend: "cuda" for torch tensors on the current device, anything else for numpy arrays.
+
+    Raises:
+        NotImplementedError: a dtype no line is fitted to.
+        ValueError: ``x_unit`` not positive, or ``x_ref`` not finite.
+    """
+    match backend:
+        case "cuda":
+            from trajkit.kernels import gpu
+
+            sums: Sums = gpu.new_sums(n, dtype, x_ref, x_unit)
+            return sums
+        case "auto" | "cpu" | "reference":
+            return _sums.new_sums(n, dtype, x_ref, x_unit)
+        case _:
+            raise ValueError(_unknown(backend))
+
+
+def accumulate_frames(
+    codes_TN: Array,
+    is_key_T: NDArray[np.bool_],
+    steps_T: NDArray[Any],
+    sums: Sums,
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """Decode a batch of frames and add it to ``sums``, in place, in one pass.
+
+    Any split of a window into batches gives the same sums, to rounding. Decoding goes on from
+    ``sums.bits_last``, so only the very first frame must be a key frame.
+
+    Args:
+        codes_TN: the dtype's unsigned integers [B, >= N], unit stride along N; rows in the order
+            of the checkpoints; columns beyond N are not read.
+        is_key_T: bool [B]; True where the row holds the bits themselves, not a delta.
+        steps_T: training steps [B], increasing, after ``sums.x_last``.
+        sums: from :func:`new_sums`.
+        backend: see the module.
+
+    Raises:
+        ValueError: shapes, dtypes or steps that do not fit together; a first frame that is no key.
+        RuntimeError: the backend cannot run here.
+
+    Notes:
+        Float32 within 64 checkpoints, about the first of them and their mean step, then float64;
+        squares outside float32's range are summed again in float64. float64 throughout for
+        float64. Memory beyond the arguments: a few tens of kB.
+    """
+    is_key_T, steps_T = np.asarray(is_key_T, dtype=np.bool_), np.asarray(steps_T)
+    _check_batch(codes_TN, is_key_T, steps_T, sums.count == 0)
+    if codes_TN.shape[1] < sums.size:
+        raise ValueError(f"frames of {codes_TN.shape[1]} elements for sums of {sums.size}")
+    chosen = _choose(backend, codes_TN)
+    if chosen != "cuda":
+        _check_codes(codes_TN, sums.dtype)
+    _backend(chosen).accumulate_frames(codes_TN, is_key_T, steps_T, sums)
+
+
+def merge_sums(a: Sums, b: Sums) -> Sums:
+    """The sums of a window followed by a later one, as if accumulated in one pass.
+
+    ``b`` may have its own first checkpoint, x_ref and x_unit; the result has those of ``a``.
+
+    Raises:
+        ValueError: other dtypes or sizes, or ``b`` does not start after ``a`` ends.
+
+    >>> import numpy as np
+    >>> a, b = (new_sums(1, "float32", 1, 1) for _ in "ab")
+    >>> key = np.array([True])
+    >>> accumulate_frames(np.float32([[1]]).view("u4"), key, [0], a, backend="reference")
+    >>> accumulate_frames(np.float32([[3]]).view("u4"), key, [2], b, backend="reference")
+    >>> solve(merge_sums(a, b), backend="reference").slope
+    array([1.], dtype=float32)
+    """
+    if a.dtype != b.dtype or a.size != b.size:
+        raise ValueError(
+            f"sums of {a.size} {a.dtype} and of {b.size} {b.dtype} elements do not merge"
+        )
+    if a.count == 0 or b.count == 0:
+        return b if a.count == 0 else a
+    if not b.x_first > a.x_last:
+        raise ValueError(
+            f"sums merge in the order of their steps: {b.x_first:g} is not after {a.x_last:g}"
+        )
+    merged: Sums = _backend(_choose("auto", a.s_d, "reference")).merge_sums(a, b)
+    return merged
+
+
+def solve(
+    sums: Sums, *, min_range: float = 0.0, few: int = 4, backend: Backend = "auto"
+) -> Solution:
+    """Finalise: slope, mean, R², flags, Durbin-Watson and drift t of every element.
+
+    Args:
+        sums: at least one checkpoint; left as it is, more may be accumulated afterwards.
+        min_range: FLAG_SMALL_RANGE where max - min is at most this; 0 for nowhere.
+        few: FLAG_FEW_DISTINCT where fewer distinct values were seen, 1 to 4.
+        backend: see the module.
+
+    Raises:
+        ValueError: no checkpoints, or ``few`` or ``min_range`` out of range.
+    """
+    _check_filters(min_range, few)
+    if sums.count == 0:
+        raise ValueError("nothing to solve: no checkpoint has been accumulated")
+    chosen = _backend(_choose(backend, sums.s_d))
+    solution: Solution = chosen.solve(sums, min_range=min_range, few=few)
+    return solution
+
+
+def fit_frames(
+    codes_TN: Array,
+    is_key_T: NDArray[np.bool_],
+    steps_T: NDArray[Any],
+    dtype: str,
+    *,
+    min_range: float = 0.0,
+    few: int = 4,
+    backend: Backend = "auto",
+) -> Solution:
+    """Fit a whole window that is in memory: accumulate and solve in one pass.
+
+    Arguments as in :func:`accumulate_frames` (B = T, N = all columns) and :func:`solve`; the
+    sums themselves are never in memory. Raises as they do.
+    """
+    is_key_T, steps_T = np.asarray(is_key_T, dtype=np.bool_), np.asarray(steps_T)
+    _check_filters(min_range, few)
+    _check_batch(codes_TN, is_key_T, steps_T, True)
+    if len(steps_T) == 0:
+        raise ValueError("nothing to fit: no frames")
+    chosen = _choose(backend, codes_TN)
+    if chosen != "cuda":
+        _check_codes(codes_TN, dtype)
+    solution: Solution = _backend(chosen).fit_frames(
+        codes_TN, is_key_T, steps_T, dtype, min_range=min_range, few=few
+    )
+    return solution
+
+
+def summarise(
+    solution: Solution,
+    threshold: float,
+    steps_window: float,
+    dtype: str,
+    *,
+    backend: Backend = "auto",
+) -> Stats:
+    """Reduce a solution to counts, moments and histograms; those of parts add up with ``+``.
+
+    Args:
+        solution: of N elements.
+        threshold: an R² strictly above this (as float32) counts as above.
+        steps_window: training steps from the first to the last checkpoint; kept with the counts,
+            so that slopes can be read as movements.
+        dtype: the elements' format, for movements in ulps.
+        backend: see the module.
+
+    Raises:
+        NotImplementedError: a dtype no line is fitted to.
+    """
+    format_of(dtype)
+    stats: Stats = _backend(_choose(backend, solution.slope)).summarise(
+        solution, float(threshold), float(steps_window), dtype
+    )
+    return stats
+
+
+def encode_frame(bits_N: Array, prev_N: Array, out_N: Array, *, backend: Backend = "auto") -> None:
+    """Write the delta frame of ``bits_N`` after ``prev_N``: zigzag(bits - prev), wrapping.
+
+    All three unsigned [N] of 8, 16, 32 or 64 bits; ``out_N`` may be either input.
+
+    Raises:
+        ValueError: other dtypes, or shapes that differ.
+
+    >>> import numpy as np
+    >>> out = np.empty(3, np.uint8)
+    >>> encode_frame(np.uint8([1, 0, 255]), np.uint8([0, 1, 255]), out, backend="reference")
+    >>> out
+    array([2, 1, 0], dtype=uint8)
+    """
+    _check_coding(bits_N, prev_N, out_N)
+    _backend(_choose(backend, out_N)).encode_frame(bits_N, prev_N, out_N)
+
+
+def decode_frame(codes_N: Array, prev_N: Array, out_N: Array, *, backend: Backend = "auto") -> None:
+    """Write the bits of a delta frame: prev + unzigzag(code), wrapping; exact for all patterns.
+
+    All three unsigned [N] of 8, 16, 32 or 64 bits; ``out_N`` may be either input.
+
+    Raises:
+        ValueError: other dtypes, or shapes that differ.
+    """
+    _check_coding(codes_N, prev_N, out_N)
+    _backend(_choose(backend, out_N)).decode_frame(codes_N, prev_N, out_N)
+
+
+def extrapolate_line(
+    base: Base,
+    last_bits: Array,
+    slope: Array,
+    mean: Array,
+    rsq: Array,
+    flags: Array,
+    dtype: str,
+    *,
+    dx: float,
+    threshold: float | None,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    first_index: int = 0,
+    out_bits: Array,
+    backend: Backend = "auto",
+) -> tuple[int, int, int]:
+    """Write base + slope · dx, each operation and the result rounded once.
+
+    Args:
+        base: "mean": the line itself, dx = x* - x̄; "last": through the last checkpoint,
+            dx = the horizon (times a damping).
+        last_bits: the last checkpoint, unsigned [N].
+        slope: a training step, float32 [N].
+        mean: at x̄, float32 [N]; read for base "mean" only.
+        rsq: float32 [N].
+        flags: uint8 [N].
+        dtype: the elements' format.
+        dx: training steps.
+        threshold: an element whose R² is not above this (NaN is not) is held; None: no such gate.
+        rounding: "nearest" (ties to even), or "stochastic": up with the probability of the
+            fraction cut off. Nothing is cut off in float32 and float64.
+        seed: of the stochastic rounding.
+        first_index: global index of element 0; makes stochastic rounding independent of blocking.
+        out_bits: unsigned [N], written; may be ``last_bits``.
+        backend: see the module.
+
+    Returns:
+        moved, held, unchanged: elements that got new bits; that keep their last bits because the
+        gate is closed (R², static, invalid) or the result is not finite in the dtype; and that
+        the gate let through, but whose rounded result is the last bits.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, an unknown base or rounding.
+    """
+    if base not in ("mean", "last"):
+        raise ValueError(f"base must be 'mean' or 'last', got {base!r}")
+    chosen = _choose(backend, out_bits)
+    if chosen != "cuda":
+        _check_extrapolation(dtype, rounding, (last_bits, out_bits), (slope, mean, rsq), flags)
+    counts: tuple[int, int, int] = _backend(chosen).extrapolate_line(
+        base,
+        last_bits,
+        slope,
+        mean,
+        rsq,
+        flags,
+        dtype,
+        dx=float(dx),
+        threshold=threshold,
+        rounding=rounding,
+        seed=seed,
+        first_index=first_index,
+        out_bits=out_bits,
+    )
+    return counts
+
+
+def extrapolate_pair(
+    bits_a: Array,
+    bits_b: Array,
+    beta: float,
+    bits_hold: Array,
+    gate_rsq: Array | None,
+    flags: Array | None,
+    threshold: float | None,
+    dtype: str,
+    *,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    first_index: int = 0,
+    out_bits: Array,
+    backend: Backend = "auto",
+) -> tuple[int, int, int]:
+    """Write a + beta · (b - a) (arXiv 2601.04537, equation 4), rounded like the line.
+
+    Args:
+        bits_a: the earlier checkpoint, unsigned [N].
+        bits_b: the later one, unsigned [N].
+        beta: (x* - x_a) / (x_b - x_a).
+        bits_hold: what held elements keep, unsigned [N].
+        gate_rsq: float32 [N], or None for no gate by R².
+        flags: uint8 [N], or None for no gate by static and invalid.
+        threshold: as in :func:`extrapolate_line`; None: no gate by R².
+        dtype: the elements' format.
+        rounding: as in :func:`extrapolate_line`.
+        seed: as in :func:`extrapolate_line`.
+        first_index: as in :func:`extrapolate_line`.
+        out_bits: unsigned [N], written; may be any of the inputs.
+        backend: see the module.
+
+    Returns:
+        moved, held, unchanged; as in :func:`extrapolate_line`.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, an unknown rounding.
+    """
+    chosen = _choose(backend, out_bits)
+    if chosen != "cuda":
+        floats = () if gate_rsq is None else (gate_rsq,)
+        _check_extrapolation(dtype, rounding, (bits_a, bits_b, bits_hold, out_bits), floats, flags)
+    counts: tuple[int, int, int] = _backend(chosen).extrapolate_pair(
+        bits_a,
+        bits_b,
+        float(beta),
+        bits_hold,
+        gate_rsq,
+        flags,
+        threshold,
+        dtype,
+        rounding=rounding,
+        seed=seed,
+        first_index=first_index,
+        out_bits=out_bits,
+    )
+    return counts
+
+
+def _choose(backend: Backend, array: Array, for_numpy: Backend = "cpu") -> Backend:
+    """The backend that is meant, "auto" resolved by the kind of the array."""
+    is_numpy = isinstance(array, np.ndarray)
+    if backend == "auto":
+        return for_numpy if is_numpy else "cuda"
+    if backend in ("reference", "cpu") and not is_numpy:
+        raise ValueError(f"backend {backend!r} takes numpy arrays, got {type(array).__name__}")
+    if backend == "cuda" and is_numpy:
+        raise ValueError("backend 'cuda' takes torch tensors on the device, got numpy arrays")
+    return backend
+
+
+def _backend(backend: Backend) -> Any:
+    """The module of a backend, imported now; RuntimeError where what it needs is missing."""
+    match backend:
+        case "reference":
+            from trajkit.kernels import reference
+
+            return reference
+        case "cpu":
+            if find_spec("numba") is None:
+                raise RuntimeError("backend 'cpu' needs numba: pip install numba")
+            from trajkit.kernels import cpu
+
+            return cpu
+        case "cuda":
+            if find_spec("triton") is None:
+                raise RuntimeError("backend 'cuda' needs triton (Linux only): pip install triton")
+            from trajkit.kernels import gpu
+
+            return gpu
+        case _:
+            raise ValueError(_unknown(backend))
+
+
+def _unknown(backend: str) -> str:
+    return f"unknown backend {backend!r}; choose auto, reference, cpu or cuda"
+
+
+def _check_filters(min_range: float, few: int) -> None:
+    """Raise ValueError for filters that mean nothing."""
+    if not min_range >= 0:
+        raise ValueError(f"min_range must be 0 or more, got {min_range}")
+    if not 1 <= few <= SLOTS + 1:
+        raise ValueError(f"few must lie in 1..{SLOTS + 1}, got {few}")
+
+
+def _check_batch(
+    codes_TN: Array, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any], first: bool
+) -> None:
+    """Raise ValueError unless frames, key marks and steps belong together."""
+    if len(codes_TN.shape) != 2 or not len(codes_TN) == len(is_key_T) == len(steps_T):
+        raise ValueError(
+            f"frames of shape {tuple(codes_TN.shape)} need as many key marks and steps, "
+            f"got {len(is_key_T)} and {len(steps_T)}"
+        )
+    if first and len(is_key_T) and not is_key_T[0]:
+        raise ValueError("the first frame is a delta, but nothing comes before it")
+
+
+def _check_codes(codes_TN: NDArray[Any], dtype: str) -> None:
+    """Raise ValueError unless the frames are the dtype's unsigned integers, side by side."""
+    bits = format_of(dtype).bits
+    if codes_TN.dtype != bits:
+        raise ValueError(f"{dtype} frames must be {bits}, got {codes_TN.dtype}")
+    if codes_TN.size and codes_TN.strides[1] != bits.itemsize and codes_TN.shape[1] > 1:
+        raise ValueError("frames must have unit stride along the elements")
+
+
+def _check_coding(*arrays: Array) -> None:
+    """Raise ValueError unless all are one unsigned dtype and one shape [N]."""
+    first = arrays[0]
+    for array in arrays:
+        if len(array.shape) != 1 or array.shape != first.shape:
+            raise ValueError(f"frames must be [N] alike, got {[tuple(a.shape) for a in arrays]}")
+        if array.dtype != first.dtype or "uint" not in str(array.dtype):
+            raise ValueError(f"frames must be unsigned alike, got {[str(a.dtype) for a in arrays]}")
+
+
+def _check_extrapolation(
+    dtype: str,
+    rounding: str,
+    bits: tuple[NDArray[Any], ...],
+    floats: tuple[NDArray[Any], ...],
+    flags: NDArray[Any] | None,
+) -> None:
+    """Raise ValueError unless bits, float32 numbers and flags are all [N]."""
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}")
+    expected = [(array, format_of(dtype).bits) for array in bits]
+    expected += [(array, np.dtype(np.float32)) for array in floats]
+    expected += [(flags, np.dtype(np.uint8))] if flags is not None else []
+    for array, wanted in expected:
+        if array.shape != bits[0].shape or array.ndim != 1:
+            raise ValueError(f"arrays must be [N] alike, got {array.shape} and {bits[0].shape}")
+        if array.dtype != wanted:
+            raise ValueError(f"expected {wanted} for {dtype} elements, got {array.dtype}")

@@ -1,0 +1,325 @@
+"""The CPU backend: launchers of the compiled kernels in cpu_frames, cpu_solve and cpu_round.
+
+A launcher works out what depends on the steps alone, allocates a few tens of kB of scratch, and
+calls one compiled function that holds no lock: call it from several threads on different arrays
+to use several cores. Functions are compiled on first use for each width of element (seconds) and
+kept on disk by numba, beside this file or in NUMBA_CACHE_DIR.
+
+Axis letters: T checkpoints, N elements. What is computed is specified in reference.py.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trajkit.kernels import cpu_frames, cpu_round, cpu_solve
+from trajkit.kernels.cpu_bits import TILE, flat, layout_of, word_of
+from trajkit.kernels.formats import Bits, format_of
+from trajkit.kernels.sums import (
+    Solution,
+    Stats,
+    Sums,
+    new_stats,
+    new_sums,
+    span_units,
+    take_steps,
+    mix_seed,
+)
+
+__all__ = [
+    "accumulate_frames",
+    "decode_frame",
+    "encode_frame",
+    "extrapolate_line",
+    "extrapolate_pair",
+    "fit_frames",
+    "solve",
+    "summarise",
+]
+
+
+def accumulate_frames(
+    codes_TN: Bits, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any], sums: Sums
+) -> None:
+    """Decode a batch of frames and add it to ``sums``, in place."""
+    form = format_of(sums.dtype)
+    fresh = sums.count == 0
+    window = _window(sums, is_key_T, steps_T)
+    if len(is_key_T) == 0:
+        return
+    words = np.zeros(cpu_frames.WORD_ROWS * TILE, dtype=word_of(form))
+    work = np.zeros(cpu_frames.FLOAT_ROWS * TILE, dtype=form.work)
+    cpu_frames.accumulate(
+        flat(codes_TN),
+        _stride(codes_TN),
+        sums.size,
+        fresh,
+        window,
+        layout_of(form),
+        _state(sums),
+        np.zeros(3 * cpu_frames.RUNS),
+        words,
+        work,
+    )
+
+
+def solve(sums: Sums, *, min_range: float = 0.0, few: int = 4) -> Solution:
+    """The solution of ``sums``."""
+    form = format_of(sums.dtype)
+    answer = _new_answer(sums.size)
+    cpu_solve.solve(
+        sums.size,
+        _design(sums, min_range, few),
+        layout_of(form),
+        _state(sums),
+        np.zeros(TILE, dtype=word_of(form)),
+        np.zeros(cpu_solve.ROWS * TILE),
+        answer,
+    )
+    return Solution(*answer, bits_last=sums.bits_last.copy())
+
+
+def fit_frames(
+    codes_TN: Bits,
+    is_key_T: NDArray[np.bool_],
+    steps_T: NDArray[Any],
+    dtype: str,
+    *,
+    min_range: float = 0.0,
+    few: int = 4,
+) -> Solution:
+    """Accumulate and solve, tile by tile; the sums exist for one tile at a time."""
+    form = format_of(dtype)
+    n = codes_TN.shape[1]
+    scratch = new_sums(TILE, dtype, *span_units(steps_T))
+    window = _window(scratch, is_key_T, steps_T)
+    answer, bits_last = _new_answer(n), np.empty(n, dtype=form.bits)
+    cpu_solve.fit(
+        flat(codes_TN),
+        _stride(codes_TN),
+        n,
+        window,
+        _design(scratch, min_range, few),
+        layout_of(form),
+        _state(scratch),
+        np.zeros(3 * cpu_frames.RUNS),
+        np.zeros(cpu_frames.WORD_ROWS * TILE, dtype=word_of(form)),
+        np.zeros(cpu_frames.FLOAT_ROWS * TILE, dtype=form.work),
+        np.zeros(cpu_solve.ROWS * TILE),
+        answer,
+        bits_last,
+    )
+    return Solution(*answer, bits_last=bits_last)
+
+
+def summarise(solution: Solution, threshold: float, steps_window: float, dtype: str) -> Stats:
+    """Counts, moments and histograms of a solution."""
+    stats = new_stats(threshold, steps_window)
+    counts, moments = np.zeros(10, dtype=np.int64), np.zeros(6)
+    fields = (
+        solution.slope,
+        solution.mean,
+        solution.rsq,
+        solution.flags,
+        solution.dw,
+        solution.drift_t,
+    )
+    cpu_solve.summarise(
+        cpu_solve.Answer(*map(flat, fields)),
+        np.float32(threshold),
+        layout_of(format_of(dtype)),
+        counts,
+        moments,
+        stats.hist_rsq,
+        stats.hist_rsq_kept,
+        stats.hist_dw,
+        stats.hist_drift_t,
+        stats.hist_ulps,
+    )
+    hists = (
+        stats.hist_rsq,
+        stats.hist_rsq_kept,
+        stats.hist_dw,
+        stats.hist_drift_t,
+        stats.hist_ulps,
+    )
+    return Stats(threshold, steps_window, *counts.tolist(), *moments.tolist(), *hists)
+
+
+def encode_frame(bits_N: Bits, prev_N: Bits, out_N: Bits) -> None:
+    """Write zigzag(bits - prev)."""
+    scratch = np.empty(TILE, dtype=out_N.dtype)
+    top = 8 * out_N.itemsize - 1
+    cpu_round.encode(flat(bits_N), flat(prev_N), _writable(out_N), scratch, top)
+
+
+def decode_frame(codes_N: Bits, prev_N: Bits, out_N: Bits) -> None:
+    """Write prev + unzigzag(code)."""
+    scratch = np.empty(TILE, dtype=out_N.dtype)
+    cpu_round.decode(flat(codes_N), flat(prev_N), _writable(out_N), scratch)
+
+
+def extrapolate_line(
+    base: Literal["mean", "last"],
+    last_bits: Bits,
+    slope: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    rsq: NDArray[np.float32],
+    flags: NDArray[np.uint8],
+    dtype: str,
+    *,
+    dx: float,
+    threshold: float | None,
+    rounding: Literal["nearest", "stochastic"],
+    seed: int,
+    first_index: int,
+    out_bits: Bits,
+) -> tuple[int, int, int]:
+    """Write base + slope · dx; returns moved, held, unchanged."""
+    form = format_of(dtype)
+    counts = np.zeros(3, dtype=np.int64)
+    cpu_round.line(
+        base == "mean",
+        flat(last_bits),
+        flat(slope),
+        flat(mean),
+        flat(rsq),
+        flat(flags),
+        form.work.type(dx),
+        threshold is not None,
+        np.float32(0 if threshold is None else threshold),
+        rounding == "stochastic",
+        mix_seed(seed),
+        np.uint64(first_index % 2**64),
+        layout_of(form),
+        np.zeros(TILE, dtype=form.work),
+        np.zeros(TILE, dtype=word_of(form)),
+        np.zeros(TILE, dtype=form.bits),
+        np.zeros(TILE, dtype=np.uint8),
+        _writable(out_bits),
+        counts,
+    )
+    return _three(counts)
+
+
+def extrapolate_pair(
+    bits_a: Bits,
+    bits_b: Bits,
+    beta: float,
+    bits_hold: Bits,
+    gate_rsq: NDArray[np.float32] | None,
+    flags: NDArray[np.uint8] | None,
+    threshold: float | None,
+    dtype: str,
+    *,
+    rounding: Literal["nearest", "stochastic"],
+    seed: int,
+    first_index: int,
+    out_bits: Bits,
+) -> tuple[int, int, int]:
+    """Write a + beta · (b - a); returns moved, held, unchanged."""
+    form = format_of(dtype)
+    counts = np.zeros(3, dtype=np.int64)
+    cpu_round.pair(
+        flat(bits_a),
+        flat(bits_b),
+        form.work.type(beta),
+        flat(bits_hold),
+        np.empty(0, dtype=np.float32) if gate_rsq is None else flat(gate_rsq),
+        np.empty(0, dtype=np.uint8) if flags is None else flat(flags),
+        gate_rsq is not None and threshold is not None,
+        flags is not None,
+        np.float32(0 if threshold is None else threshold),
+        rounding == "stochastic",
+        mix_seed(seed),
+        np.uint64(first_index % 2**64),
+        layout_of(form),
+        np.zeros(2 * TILE, dtype=form.work),
+        np.zeros(2 * TILE, dtype=word_of(form)),
+        np.zeros(TILE, dtype=form.bits),
+        np.zeros(TILE, dtype=np.uint8),
+        _writable(out_bits),
+        counts,
+    )
+    return _three(counts)
+
+
+def _window(sums: Sums, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any]) -> cpu_frames.Window:
+    """Enter the steps into the host scalars; the step axis for the compiled pass."""
+    work = format_of(sums.dtype).work
+    u_T, du_T = take_steps(sums, steps_T)
+    starts = range(0, len(u_T), cpu_frames.BATCH)
+    u_mean_G = np.array([u_T[s : s + cpu_frames.BATCH].mean() for s in starts], dtype=np.float64)
+    u_T = u_T - np.repeat(u_mean_G, cpu_frames.BATCH)[: len(u_T)]
+    is_key_T = np.array(is_key_T, dtype=np.bool_)
+    return cpu_frames.Window(is_key_T, u_T.astype(work), du_T.astype(work), u_mean_G)
+
+
+def _design(sums: Sums, min_range: float, few: int) -> cpu_solve.Design:
+    """What the solution needs of the step axis."""
+    u_mean = sums.s_u / sums.count
+    return cpu_solve.Design(
+        sums.count,
+        u_mean,
+        sums.s_uu - sums.s_u * u_mean,
+        sums.s_du2,
+        (sums.x_last - sums.x_first) / sums.x_unit,
+        sums.x_unit,
+        float(min_range),
+        few,
+    )
+
+
+def _state(sums: Sums) -> cpu_frames.State:
+    """The arrays of ``sums`` for compiled code."""
+    return cpu_frames.State(
+        sums.s_d,
+        sums.s_ud,
+        sums.s_dd,
+        sums.q,
+        sums.p,
+        sums.y_first,
+        sums.y_min,
+        sums.y_max,
+        sums.bits_last,
+        sums.changes,
+        sums.distinct,
+        sums.slots[0],
+        sums.slots[1],
+        sums.slots[2],
+        sums.invalid,
+    )
+
+
+def _new_answer(n: int) -> cpu_solve.Answer:
+    """Uninitialised output arrays; the kernels write every element."""
+    real, mask = np.float32, np.uint8
+    return cpu_solve.Answer(
+        np.empty(n, real),
+        np.empty(n, real),
+        np.empty(n, real),
+        np.empty(n, mask),
+        np.empty(n, real),
+        np.empty(n, real),
+    )
+
+
+def _stride(codes_TN: Bits) -> int:
+    """Elements from one frame to the next, in the array that :func:`flat` makes."""
+    if codes_TN.shape[0] < 2 or codes_TN.size == 0:
+        return codes_TN.shape[1]
+    return codes_TN.strides[0] // codes_TN.itemsize
+
+
+def _writable(out_N: Bits) -> Bits:
+    """The output as compiled code takes it; raises ValueError for a read-only array."""
+    if not out_N.flags.writeable:
+        raise ValueError("the output array is read-only")
+    return flat(out_N)
+
+
+def _three(counts: NDArray[np.int64]) -> tuple[int, int, int]:
+    """Moved, held, unchanged as plain integers."""
+    moved, held, unchanged = counts.tolist()
+    return moved, held, unchanged

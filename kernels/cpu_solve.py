@@ -1,0 +1,258 @@
+"""The compiled solution of the sums, and the statistics of a solution; reference.py says what.
+
+Axis letters: N elements. Final arithmetic in float64, in tiles of TILE elements.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trajkit.kernels.cpu_bits import TILE, Layout, as_float, as_word, compiled, value_of
+from trajkit.kernels.cpu_frames import State, accumulate_tile
+from trajkit.kernels.flags import (
+    FLAG_BELOW_HALF_ULP,
+    FLAG_FEW_DISTINCT,
+    FLAG_INVALID,
+    FLAG_SMALL_RANGE,
+    FLAG_STATIC,
+)
+from trajkit.kernels.sums import (
+    DRIFT_T_BINS,
+    DW_BINS,
+    RESIDUAL_FLOOR,
+    RSQ_BINS,
+    ULPS_BINS,
+    ULPS_STEPS,
+)
+
+# Rows of the scratch tile of float64, in units of TILE. Outputs take the place of inputs.
+SD, SUD, SDD, Q, P, YFIRST, YLAST, RANGE, MOVING, VALID, FEW, FLAGS = (
+    row * TILE for row in range(12)
+)
+ROWS = 12
+SLOPE, MEAN, RSQ, DW, DRIFT_T = SD, SUD, SDD, Q, P
+
+
+class Design(NamedTuple):
+    """The step axis of a window, and the filters, worked out once on the host."""
+
+    count: int
+    u_mean: float
+    s_uu: float
+    """centred"""
+    s_du2: float
+    u_span: float
+    x_unit: float
+    min_range: float
+    few: int
+
+
+class Answer(NamedTuple):
+    """The arrays of :class:`~trajkit.kernels.sums.Solution`."""
+
+    slope: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    rsq: NDArray[np.float32]
+    flags: NDArray[np.uint8]
+    dw: NDArray[np.float32]
+    drift_t: NDArray[np.float32]
+
+
+@compiled
+def _gather(lo: int, n: int, design: Design, layout: Layout, state: State, tile: Any) -> None:
+    """Bring the state of a tile into float64 rows; rows end on zeros beyond n."""
+    for i in range(n):
+        tile[SD + i] = state.s_d[lo + i]
+    for i in range(n):
+        tile[SUD + i] = state.s_ud[lo + i]
+    for i in range(n):
+        tile[SDD + i] = state.s_dd[lo + i]
+    for i in range(n):
+        tile[Q + i] = state.q[lo + i]
+    for i in range(n):
+        tile[P + i] = state.p[lo + i]
+    for i in range(n):
+        tile[YFIRST + i] = np.float64(state.y_first[lo + i])
+    for i in range(n):
+        tile[RANGE + i] = np.float64(state.y_max[lo + i]) - np.float64(state.y_min[lo + i])
+    for i in range(n):
+        tile[VALID + i] = np.float64(state.invalid[lo + i] == 0)
+    for i in range(n):
+        tile[MOVING + i] = np.float64(state.changes[lo + i] != 0) * np.float64(design.count > 1)
+    for i in range(n):
+        tile[FEW + i] = np.float64(state.distinct[lo + i] < design.few)
+
+
+@compiled
+def _gather_last(lo: int, n: int, layout: Layout, state: State, words: Any, tile: Any) -> None:
+    """YLAST: the values of bits_last."""
+    word = words.dtype.type
+    for i in range(n):
+        words[i] = word(word(state.bits_last[lo + i]) << word(layout.shift))
+    for i in range(TILE):
+        tile[YLAST + i] = np.float64(value_of(words[i], layout))
+
+
+@compiled
+def _solve_tile(design: Design, layout: Layout, tile: Any) -> None:
+    """From sums to the solution, in place, without a branch."""
+    nan, inf = np.nan, np.inf
+    t_count = np.float64(design.count)
+    per_checkpoint, per_s_uu = 1.0 / t_count, 1.0 / design.s_uu
+    per_u_span, per_x_unit = 1.0 / design.u_span, 1.0 / design.x_unit
+    curved = design.count > 2
+    t_scale = (t_count - 1.0) / max(t_count - 2.0, 1.0)
+    lowest = max(layout.e_min, -1022 + layout.mantissa) + 1023
+    for i in range(TILE):
+        s_d, q, p = tile[SD + i], tile[Q + i], tile[P + i]
+        y_first = tile[YFIRST + i]
+        valid = tile[VALID + i] != 0.0
+        moving = valid & (tile[MOVING + i] != 0.0)
+        s_cd = tile[SUD + i] - design.u_mean * s_d
+        sst = tile[SDD + i] - s_d * s_d * per_checkpoint
+        slope = s_cd * per_s_uu if moving else 0.0
+        mean = y_first + s_d * per_checkpoint if moving else y_first
+        explained = slope * s_cd
+        rsq = explained / sst
+        rsq = 0.0 if rsq < 0.0 else rsq
+        rsq = 1.0 if rsq > 1.0 else rsq
+        rsq = rsq if curved else 1.0
+        sse = sst - explained
+        dw = (q - 2.0 * slope * p + slope * slope * design.s_du2) / sse
+        dw = dw if curved & moving & (sse > RESIDUAL_FLOOR * sst) else nan
+        total = tile[YLAST + i] - y_first
+        drift = total * per_u_span
+        spread = q - 2.0 * drift * p + drift * drift * design.s_du2
+        drift_t = total / np.sqrt(spread * t_scale)
+        certain = inf if total > 0.0 else (-inf if total < 0.0 else nan)
+        drift_t = drift_t if spread > RESIDUAL_FLOOR * q else certain
+        drift_t = drift_t if curved & moving else nan
+        field = np.int64(np.uint64(as_word(mean)) >> np.uint64(52)) & np.int64(0x7FF)
+        field = max(field, lowest) - layout.mantissa
+        half_ulp = 0.5 * as_float(np.uint64(np.uint64(field) << np.uint64(52)))
+        move = abs(slope) * design.u_span
+        few, value_range = tile[FEW + i], tile[RANGE + i]
+        flags = few * FLAG_FEW_DISTINCT
+        small = (value_range <= design.min_range) & (design.min_range > 0.0)
+        flags += FLAG_SMALL_RANGE if small else 0.0
+        flags += FLAG_BELOW_HALF_ULP if move < half_ulp else 0.0
+        flags += 0.0 if moving | (design.count < 2) else FLAG_STATIC
+        tile[FLAGS + i] = flags if valid else FLAG_INVALID
+        tile[SLOPE + i] = slope * per_x_unit if valid else nan
+        tile[MEAN + i] = mean if valid else nan
+        tile[RSQ + i] = rsq if moving else nan
+        tile[DW + i] = dw
+        tile[DRIFT_T + i] = drift_t
+
+
+@compiled
+def _scatter(lo: int, n: int, tile: Any, answer: Answer) -> None:
+    """Round the solution of a tile into the output arrays."""
+    for i in range(n):
+        answer.slope[lo + i] = np.float32(tile[SLOPE + i])
+    for i in range(n):
+        answer.mean[lo + i] = np.float32(tile[MEAN + i])
+    for i in range(n):
+        answer.rsq[lo + i] = np.float32(tile[RSQ + i])
+    for i in range(n):
+        answer.dw[lo + i] = np.float32(tile[DW + i])
+    for i in range(n):
+        answer.drift_t[lo + i] = np.float32(tile[DRIFT_T + i])
+    for i in range(n):
+        answer.flags[lo + i] = np.uint8(np.int32(tile[FLAGS + i]))
+
+
+@compiled
+def solve(
+    n: int, design: Design, layout: Layout, state: State, words: Any, tile: Any, answer: Answer
+) -> None:
+    """The solution of N sums."""
+    for lo in range(0, n, TILE):
+        size = min(TILE, n - lo)
+        _gather(lo, size, design, layout, state, tile)
+        _gather_last(lo, size, layout, state, words, tile)
+        _solve_tile(design, layout, tile)
+        _scatter(lo, size, tile, answer)
+
+
+@compiled
+def fit(
+    codes: Any, stride: int, n: int, window: Any, design: Design, layout: Layout, state: State,
+    runs: Any, words: Any, work: Any, tile: Any, answer: Answer, bits_last: Any,
+) -> None:  # fmt: skip
+    """Accumulate and solve tile by tile; ``state`` is scratch for one tile."""
+    for lo in range(0, n, TILE):
+        size = min(TILE, n - lo)
+        accumulate_tile(codes, stride, lo, 0, size, True, window, layout, state, runs, words, work)
+        _gather(0, size, design, layout, state, tile)
+        for i in range(size):
+            bits_last[lo + i] = state.bits_last[i]
+        _gather_last(0, size, layout, state, words, tile)
+        _solve_tile(design, layout, tile)
+        _scatter(lo, size, tile, answer)
+
+
+@compiled
+def _bin(position: float, bins: int) -> int:
+    """The bin of a position counted in bins; beyond the ends, the end bins."""
+    return int(min(max(position, 0.0), bins - 1.0))
+
+
+@compiled
+def summarise(
+    answer: Answer, threshold: Any, layout: Layout, counts: Any, moments: Any, hist_rsq: Any,
+    hist_rsq_kept: Any, hist_dw: Any, hist_drift_t: Any, hist_ulps: Any,
+) -> None:  # fmt: skip
+    """One pass over a solution; adds to ``counts`` [10], ``moments`` [6] and the histograms."""
+    lowest = max(layout.e_min, -1022 + layout.mantissa) + 1023
+    static = invalid = fitted = above = few = small = below = kept = kept_above = 0
+    rsq_sum = rsq_sumsq = slope_sum = slope_sumsq = mean_sum = slope_max = 0.0
+    for i in range(len(answer.rsq)):
+        flags = np.int64(answer.flags[i])
+        is_few, is_small = flags & FLAG_FEW_DISTINCT != 0, flags & FLAG_SMALL_RANGE != 0
+        moving = flags & (FLAG_STATIC | FLAG_INVALID) == 0
+        static += flags & FLAG_STATIC != 0
+        invalid += flags & FLAG_INVALID != 0
+        few += moving & is_few
+        small += moving & is_small
+        below += moving & (flags & FLAG_BELOW_HALF_ULP != 0)
+        if not np.isfinite(answer.rsq[i]):
+            continue
+        is_above = answer.rsq[i] > threshold
+        is_kept = not (is_few | is_small)
+        fitted += 1
+        above += is_above
+        kept += is_kept
+        kept_above += is_kept & is_above
+        rsq, slope = np.float64(answer.rsq[i]), abs(np.float64(answer.slope[i]))
+        mean = abs(np.float64(answer.mean[i]))
+        rsq_sum += rsq
+        rsq_sumsq += rsq * rsq
+        slope_sum += slope
+        slope_sumsq += slope * slope
+        mean_sum += mean
+        slope_max = max(slope_max, slope)
+        bin_ = _bin(rsq * RSQ_BINS, RSQ_BINS)
+        hist_rsq[bin_] += 1
+        hist_rsq_kept[bin_] += is_kept
+        dw, drift_t = np.float64(answer.dw[i]), np.float64(answer.drift_t[i])
+        if not np.isnan(dw):
+            hist_dw[_bin(dw * (DW_BINS / 4), DW_BINS)] += 1
+        if not np.isnan(drift_t):
+            hist_drift_t[_bin((drift_t + 20.0) * (DRIFT_T_BINS / 40), DRIFT_T_BINS)] += 1
+        # floor(2 log2 m) of m = slope * steps / ulp, a bin being half a unit, from m's exponent
+        # and from whether its significand reaches sqrt(2)
+        field = max(np.int64(as_word(mean) >> np.uint64(52)), lowest) - layout.mantissa
+        moved = slope * ULPS_STEPS / as_float(np.uint64(np.uint64(field) << np.uint64(52)))
+        raw = as_word(moved)
+        half = np.int64((raw & np.uint64(0xFFFFFFFFFFFFF)) > np.uint64(0x6A09E667F3BCC))
+        halves = 2 * (np.int64(raw >> np.uint64(52)) - 1023) + half
+        hist_ulps[min(max(halves + ULPS_BINS // 2, 0), ULPS_BINS - 1)] += 1
+    for k, count in enumerate(
+        (len(answer.rsq), static, invalid, fitted, above, few, small, below, kept, kept_above)
+    ):
+        counts[k] += count
+    for k, total in enumerate((rsq_sum, rsq_sumsq, slope_sum, slope_sumsq, mean_sum)):
+        moments[k] += total
+    moments[5] = max(moments[5], slope_max)

@@ -1,0 +1,244 @@
+"""What must hold of the Triton kernels, on whatever device they run.
+
+Run as a script under ``TRITON_INTERPRET=1`` (``python gpu_checks.py cpu``) it checks them in Triton's
+interpreter; tests/test_kernels_gpu.py does that in a process of its own, and on a real device where
+there is one. Needs torch, triton and numpy alone. Axis letters: T checkpoints, N elements.
+"""
+
+import sys
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from trajkit.kernels import api, gpu, reference
+from trajkit.kernels.gpu_lane import GpuLane
+from trajkit.kernels.gpu_launch import new_solution
+from trajkit.kernels.sums import new_sums, span_units
+
+SUM_NAMES = ("s_d", "s_ud", "s_dd", "q", "p")
+EXACT_NAMES = ("y_first", "y_min", "y_max", "bits_last", "changes", "distinct", "slots", "invalid")
+
+
+def make_series(
+    dtype: str, n_frames: int, n: int, key_every: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes [T, N], key marks [T] and uneven steps [T] of a walk with all kinds of elements in it."""
+    rng = np.random.default_rng(seed)
+    walk = np.cumsum(rng.normal(0, 2e-4, (n_frames, n)), axis=0) + rng.normal(0, 0.05, n)
+    walk[:, ::7] = walk[0, ::7]  # static
+    walk = walk.astype(np.float32)
+    if n > 40:
+        walk[n_frames // 2, 11] = np.nan
+        walk[-1, 13] = np.inf
+        walk[::2, 17], walk[1::2, 17] = 0.0, -0.0
+    bits = to_bits(walk, dtype)
+    is_key = np.arange(n_frames) % key_every == 0
+    codes = bits.copy()
+    one = bits.dtype.type(1)
+    delta = bits[1:] - bits[:-1]
+    sign = delta >> bits.dtype.type(8 * bits.itemsize - 1)
+    zigzag = (delta << one) ^ (np.zeros_like(delta) - sign)
+    codes[1:] = np.where(is_key[1:, None], bits[1:], zigzag)
+    return codes, is_key, np.cumsum(rng.integers(1, 9, n_frames)).astype(np.float64)
+
+
+def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
+    """The unsigned bits of float32 values rounded to the dtype."""
+    rounded = torch.from_numpy(values).to(getattr(torch, dtype))
+    unsigned = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[rounded.element_size()]
+    return rounded.view(unsigned).numpy()
+
+
+def on(device: str, array: np.ndarray) -> torch.Tensor:
+    """An array on the device."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def off(value: Any) -> np.ndarray:
+    """A tensor back in numpy."""
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def poison(record: Any) -> Any:
+    """Fill every array of a record with NaN, or ones: a kernel that leaves a hole fails."""
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, torch.Tensor) and value.numel():
+            filler = float("nan") if value.dtype.is_floating_point else 1
+            value.copy_(torch.full(value.shape, filler).to(value.dtype))
+    return record
+
+
+def check_sums(device: str, dtype: str, n_frames: int, n: int, cuts: tuple[int, ...]) -> None:
+    """Sums and solution equal the reference's, whatever the batches."""
+    codes, is_key, steps = make_series(dtype, n_frames, n, key_every=5 if n_frames > 5 else 99)
+    x_ref, x_unit = span_units(steps)
+    expected = new_sums(n, dtype, x_ref, x_unit)
+    reference.accumulate_frames(codes, is_key, steps, expected)
+    sums = poison(gpu.new_sums(n, dtype, x_ref, x_unit, device))
+    for start, stop in zip((0, *cuts), (*cuts, n_frames), strict=True):
+        part = slice(start, stop)
+        gpu.accumulate_frames(on(device, codes[part]), is_key[part], steps[part], sums)
+    compare_sums(sums, expected)
+    solution = gpu.solve(sums, min_range=3e-4, out=poison(new_solution(n, dtype, device)))
+    compare_solutions(solution, reference.solve(expected, min_range=3e-4, few=4))
+    if not cuts:
+        once = gpu.fit_frames(on(device, codes), is_key, steps, dtype, min_range=3e-4)
+        compare_solutions(once, reference.solve(expected, min_range=3e-4, few=4))
+
+
+def compare_sums(sums: Any, expected: Any) -> None:
+    """Exact where values are only moved; float32 partial sums of at most 64 terms elsewhere."""
+    valid = expected.invalid == 0
+    np.testing.assert_array_equal(off(sums.invalid), expected.invalid)
+    for name in EXACT_NAMES:
+        if name != "invalid":
+            got, want = off(getattr(sums, name)), getattr(expected, name)
+            # once there are four distinct values, which ones they were is nobody's business
+            these = valid & (expected.distinct < 4) if name == "slots" else valid
+            np.testing.assert_array_equal(got[..., these], want[..., these], err_msg=name)
+    # each of 64 float32 additions is off by 2^-24 of the sum of sizes; S_dd and S_d bound them
+    size = np.sqrt(expected.count * expected.s_dd[valid]) + 1e-30
+    bound = 64 * 2.0**-24
+    for name, scale in (
+        ("s_d", size),
+        ("s_ud", size),
+        ("s_dd", expected.s_dd[valid] + 1e-30),
+        ("q", expected.q[valid] + 1e-30),
+        ("p", np.sqrt(expected.s_du2 * expected.q[valid]) + 1e-30),
+    ):
+        error = np.abs(off(getattr(sums, name))[valid] - getattr(expected, name)[valid])
+        assert (error <= bound * scale).all(), (name, (error / scale).max())
+
+
+def compare_solutions(solution: Any, expected: Any) -> None:
+    """The line within float32 rounding of the reference's; flags and last bits exact."""
+    np.testing.assert_array_equal(off(solution.flags), expected.flags)
+    np.testing.assert_array_equal(off(solution.bits_last), expected.bits_last)
+    for name in ("slope", "mean", "rsq"):
+        got, want = off(getattr(solution, name)), getattr(expected, name)
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=name)
+    finite = np.isfinite(expected.slope)
+    largest = max(np.abs(expected.slope[finite]).max(initial=0), 1e-30)
+    assert np.abs(off(solution.slope) - expected.slope)[finite].max(initial=0) <= 1e-5 * largest
+    np.testing.assert_allclose(off(solution.mean), expected.mean, rtol=2e-6, atol=1e-9)
+    np.testing.assert_allclose(off(solution.rsq), expected.rsq, atol=2e-5)
+
+
+def check_lane(device: str) -> None:
+    """A lane gives what the launchers give, in one go and in batches, from kept sums too."""
+    codes, is_key, steps = make_series("bfloat16", 12, 300, key_every=5)
+    expected = new_sums(300, "bfloat16", *span_units(steps))
+    reference.accumulate_frames(codes, is_key, steps, expected)
+    wanted = reference.solve(expected, min_range=0.0, few=4)
+    lane = GpuLane(12, 320, "bfloat16", device)
+    lane.codes_TN[:, :300] = codes
+    compare_solutions(lane.fit(300, is_key, steps), wanted)
+    lane.begin(300, *span_units(steps))
+    for start in (0, 5, 10):
+        part = slice(start, start + 5)
+        rows = codes[part]
+        lane.codes_TN[: len(rows), :300] = rows
+        lane.accumulate(is_key[part], steps[part])
+        lane.begin(300, *span_units(steps), kept=lane.sums())
+    compare_solutions(lane.solve(), wanted)
+
+
+def check_extrapolation(device: str, dtype: str) -> None:
+    """Counts and bits equal the reference's, bit for bit, in all roundings."""
+    n = 1500
+    codes, is_key, steps = make_series(dtype, 9, n, key_every=99)
+    sums = new_sums(n, dtype, *span_units(steps))
+    reference.accumulate_frames(codes, is_key, steps, sums)
+    fit = reference.solve(sums, min_range=0.0, few=4)
+    first, last = codes[0], fit.bits_last
+    for rounding in ("nearest", "stochastic"):
+        for base, dx in (("last", 123.0), ("mean", 77.5)):
+            options: dict[str, Any] = {
+                "dx": dx, "threshold": 0.3, "rounding": rounding, "seed": 7, "first_index": 2**33 + 5
+            }  # fmt: skip
+            arrays = (last, fit.slope, fit.mean, fit.rsq, fit.flags)
+            want, got = np.empty_like(last), on(device, np.full_like(last, 1))
+            counts = reference.extrapolate_line(base, *arrays, dtype, out_bits=want, **options)
+            tensors = [on(device, a) for a in arrays]
+            found = gpu.extrapolate_line(base, *tensors, dtype, out_bits=got, **options)
+            assert found == counts, (base, rounding, found, counts)
+            np.testing.assert_array_equal(off(got), want)
+        for gated in (False, True):
+            gate = (fit.rsq, fit.flags, 0.3) if gated else (None, None, None)
+            want, got = np.empty_like(last), on(device, np.full_like(last, 1))
+            options = {"rounding": rounding, "seed": 3, "first_index": 17}
+            counts = reference.extrapolate_pair(
+                first, last, 1.7, last, *gate, dtype, out_bits=want, **options
+            )
+            tensors = [on(device, a) for a in (first, last)]
+            gates = [on(device, g) if isinstance(g, np.ndarray) else g for g in gate]
+            found = gpu.extrapolate_pair(
+                *tensors, 1.7, tensors[1], *gates, dtype, out_bits=got, **options
+            )
+            assert found == counts, (gated, rounding, found, counts)
+            np.testing.assert_array_equal(off(got), want)
+
+
+def check_tiny_and_huge(device: str) -> None:
+    """Squares beyond float32's range do not spoil R²."""
+    steps = np.arange(20.0)
+    rng = np.random.default_rng(3)
+    for scale in (1e-30, 1e-22, 1e20, 1e30):
+        values = (scale * (1 + 0.1 * steps[:, None] + rng.normal(0, 0.3, (20, 70)))).astype("f4")
+        expected = new_sums(70, "float32", *span_units(steps))
+        is_key = np.ones(20, bool)
+        reference.accumulate_frames(values.view("u4"), is_key, steps, expected)
+        want = reference.solve(expected, min_range=0.0, few=4)
+        got = gpu.fit_frames(on(device, values.view("u4")), is_key, steps, "float32")
+        np.testing.assert_allclose(off(got.rsq), want.rsq, atol=2e-5, err_msg=str(scale))
+        np.testing.assert_allclose(off(got.slope), want.slope, rtol=1e-4, err_msg=str(scale))
+
+
+def check_api(device: str) -> None:
+    """The dispatcher sends tensors here, and refuses to mix the two worlds."""
+    codes, is_key, steps = make_series("bfloat16", 4, 64, key_every=99)
+    via_api = api.fit_frames(on(device, codes), is_key, steps, "bfloat16")
+    direct = gpu.fit_frames(on(device, codes), is_key, steps, "bfloat16")
+    np.testing.assert_array_equal(off(via_api.rsq), off(direct.rsq))
+    for backend, array in (("cuda", codes), ("cpu", on(device, codes))):
+        try:
+            api.fit_frames(array, is_key, steps, "bfloat16", backend=backend)
+        except ValueError:
+            continue
+        raise AssertionError(f"backend {backend} took {type(array)}")
+
+
+def run_all(device: str) -> int:
+    """Every check, its name printed when it holds; the number of checks."""
+    cases: list[tuple[Any, ...]] = [
+        (check_sums, "bfloat16", n_frames, n, ())
+        for n_frames, n in ((1, 63), (2, 500), (3, 1), (17, 1025), (64, 100), (65, 130))
+    ]
+    cases += [
+        (check_sums, "bfloat16", 65, 300, (1, 2, 40)),
+        (check_sums, "bfloat16", 17, 2050, (5, 6)),
+        (check_sums, "float16", 17, 1000, (9,)),
+        (check_sums, "float32", 3, 1025, ()),
+        (check_sums, "float32", 17, 600, (3, 11)),
+        (check_sums, "float32", 65, 63, ()),
+        (check_sums, "float8_e4m3fn", 9, 300, ()),
+        (check_sums, "float8_e5m2", 9, 300, ()),
+        (check_extrapolation, "bfloat16"),
+        (check_extrapolation, "float16"),
+        (check_extrapolation, "float32"),
+        (check_lane,),
+        (check_tiny_and_huge,),
+        (check_api,),
+    ]
+    for check, *arguments in cases:
+        check(device, *arguments)
+        print("holds:", check.__name__, *arguments, flush=True)
+    return len(cases)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(run_all(sys.argv[1]), "checks")

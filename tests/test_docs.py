@@ -1,0 +1,65 @@
+"""The documents are true: doctests, the command reference, the README's commands and file list."""
+
+import doctest
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SEEN
+from test_cli import run
+
+OPTIONAL = {"trajkit.kernels.gpu_lane"}
+MODULES = sorted(
+    f"trajkit.{place}{path.stem}"
+    for room, place in (("trajkit", ""), ("kernels", "kernels."), ("cli", "cli."))
+    for path in (ROOT / room).glob("*.py")
+    if path.stem != "__init__" and not (room == "kernels" and path.stem.startswith("gpu"))
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name: str) -> None:
+    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL | doctest.NORMALIZE_WHITESPACE
+    assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
+
+
+def test_the_command_reference_is_current() -> None:
+    path = ROOT / "docs" / "make_reference.py"
+    spec = importlib.util.spec_from_file_location("make_reference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.REFERENCE.read_text() == module.reference(), "run make docs"
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^ {4}(trajkit .*?)(?: +#.*)?$", text, flags=re.MULTILINE)
+    assert len(lines) >= 4
+    return lines
+
+
+def test_readme_commands_run(tmp_path: Path) -> None:
+    shutil.copytree(SEEN, tmp_path / "ckpts")
+    for line in dict.fromkeys(readme_commands()):
+        done = run(*shlex.split(line)[1:], cwd=tmp_path)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+def test_readme_names_every_file_of_the_house() -> None:
+    text = (ROOT / "README.md").read_text()
+    for room in ("trajkit", "kernels", "cli", "examples", "benchmarks"):
+        for path in sorted((ROOT / room).glob("*.py")):
+            if path.stem != "__init__":
+                assert re.search(rf"\b{path.stem}\b", text), f"README lacks {room}/{path.name}"
+
+
+def test_readme_links_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,197 @@
+"""The Triton kernels: right in the interpreter, and well compiled ahead of time; no GPU needed.
+
+On a machine with a CUDA device the same checks run on it (marker ``gpu``).
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+
+HERE = Path(__file__).resolve().parent
+ARCHITECTURES = (80, 90, 100)
+CODES = {"bfloat16": ("u16", 16), "float16": ("u16", 16), "float32": ("u32", 0)}
+"""a dtype's codes as Triton's signature has them, and SHIFT"""
+
+
+def run_checks(device: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """gpu_checks.py in a process of its own: the interpreter is chosen before triton is imported."""
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent), **environment}
+    command = [sys.executable, str(HERE / "gpu_checks.py"), device]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_kernels_equal_the_reference_in_the_interpreter() -> None:
+    done = run_checks("cpu", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    assert done.stdout.count("holds:") >= 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_kernels_equal_the_reference_on_the_device() -> None:
+    done = run_checks("cuda")
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    assert done.stdout.count("holds:") >= 20
+
+
+def compile_ahead(
+    kernel: object, signature: dict[str, str], constants: dict[str, object], arch: int
+) -> str:
+    """The kernel's PTX for an architecture; all sizes and pointers told to be multiples of 16."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from trajkit.kernels.gpu_launch import NUM_WARPS, max_registers
+
+    names = kernel.arg_names
+    full = {name: "constexpr" if name in constants else signature[name] for name in names}
+    # as a launch has them for the store's chunks of 262,144 elements; T is any number
+    aligned = [name for name in signature if name not in ("n_frames", "few")]
+    source = ASTSource(
+        kernel,
+        full,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    target = GPUTarget("cuda", arch, 32)
+    options = {
+        "num_warps": NUM_WARPS,
+        "maxnreg": max_registers(str(constants["DTYPE"])),
+        "enable_fp_fusion": True,
+    }
+    return triton.compile(source, target=target, options=options).asm["ptx"]
+
+
+def assemble(ptx: str, path: Path) -> tuple[int, int]:
+    """Registers a thread and bytes spilled, from the ptxas that triton carries."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    arch = re.search(r"\.target (\w+)", ptx)
+    assert arch is not None
+    try:
+        ptxas = get_ptxas(int(re.sub(r"\D", "", arch[1])))
+    except TypeError:  # triton before 3.7 takes no architecture
+        ptxas = get_ptxas()
+    ptxas = ptxas[0] if isinstance(ptxas, tuple) else ptxas.path
+    path.write_text(ptx)
+    command = [ptxas, "-v", "-arch", arch[1], str(path), "-o", str(path.with_suffix(".cubin"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
+    assert registers is not None
+    assert len(spills) == 2
+    return int(registers[1]), sum(map(int, spills))
+
+
+def common_constants(dtype: str) -> dict[str, object]:
+    from trajkit.kernels.gpu_launch import block_elements
+
+    shift = CODES[dtype][1]
+    return {
+        "BLOCK": block_elements(dtype),
+        "DTYPE": dtype,
+        "SHIFT": shift,
+        "PAIRED": shift == 16,
+    }
+
+
+def check_frames_kernel(ptx: str, path: Path, what: str) -> None:
+    """16 bytes a load of frames, nothing spilled; prints the registers a thread."""
+    registers, spilled = assemble(ptx, path)
+    loads = Counter(re.findall(r"ld\.global[.:\w]*", ptx))
+    wide = sum(
+        n for load, n in loads.items() if re.search(r"v4\.b32|v2\.b64|v4\.u32|v2\.u64", load)
+    )
+    print(f"{what}: {registers} registers a thread, {spilled} bytes spilled, {wide} 16-byte loads")
+    assert spilled == 0, what
+    assert wide >= 1, f"{what}: {dict(loads)}"
+    # a frame's codes are never read piecemeal
+    assert not any(re.search(r"\.(u16|b16|u8|b8)$", load) and "v" not in load for load in loads)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", CODES)
+def test_one_pass_fit_compiles_without_spills_and_with_wide_loads(
+    dtype: str, arch: int, tmp_path: Path
+) -> None:
+    from trajkit.kernels.formats import FORMATS
+    from trajkit.kernels.gpu_frames import _fit_frames_kernel
+
+    code = CODES[dtype][0]
+    signature = {
+        "codes_ptr": f"*{code}",
+        "row_stride": "i32",
+        "frames_ptr": "*i32",
+        "groups_ptr": "*fp64",
+        "design_ptr": "*fp64",
+        "few": "i32",
+        **dict.fromkeys(("slope_ptr", "mean_ptr", "rsq_ptr"), "*fp32"),
+        "flags_ptr": "*u8",
+        **dict.fromkeys(("dw_ptr", "drift_t_ptr"), "*fp32"),
+        "out_bits_ptr": f"*{code}",
+        **dict.fromkeys(("n_elements", "n_load", "n_frames"), "i32"),
+    }
+    form = FORMATS[dtype]
+    constants = {**common_constants(dtype), "E_MIN": form.e_min, "MANTISSA": form.mantissa}
+    ptx = compile_ahead(_fit_frames_kernel, signature, constants, arch)
+    check_frames_kernel(ptx, tmp_path / "fit.ptx", f"fit_frames {dtype} sm_{arch}")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", CODES)
+def test_accumulation_compiles_without_spills_and_with_wide_loads(
+    dtype: str, arch: int, tmp_path: Path
+) -> None:
+    from trajkit.kernels.gpu_frames import _accumulate_frames_kernel
+
+    code = CODES[dtype][0]
+    signature = {
+        "codes_ptr": f"*{code}",
+        "row_stride": "i32",
+        "frames_ptr": "*i32",
+        "groups_ptr": "*fp64",
+        **dict.fromkeys((f"{n}_ptr" for n in ("s_d", "s_ud", "s_dd", "q", "p")), "*fp64"),
+        **dict.fromkeys((f"y_{n}_ptr" for n in ("first", "min", "max")), "*fp32"),
+        "bits_last_ptr": f"*{code}",
+        "changes_ptr": "*u16",
+        "distinct_ptr": "*u8",
+        "slots_ptr": f"*{code}",
+        "slots_stride": "i32",
+        "invalid_ptr": "*u8",
+        **dict.fromkeys(("n_elements", "n_load", "n_frames"), "i32"),
+    }
+    for fresh in (True, False):
+        constants = {**common_constants(dtype), "FRESH": fresh, "GROUP": 64}
+        ptx = compile_ahead(_accumulate_frames_kernel, signature, constants, arch)
+        registers, spilled = assemble(ptx, tmp_path / "accumulate.ptx")
+        what = f"accumulate_frames {dtype} sm_{arch} {'fresh' if fresh else 'continued'}"
+        print(f"{what}: {registers} registers a thread, {spilled} bytes spilled")
+        assert spilled == 0, what
+        assert re.search(r"ld\.global[.:\w]*(v4\.b32|v2\.b64|v4\.u32|v2\.u64)", ptx), what
+
+
+def test_the_api_needs_no_triton() -> None:
+    code = "\n".join(
+        (
+            "import sys",
+            "sys.modules['triton'] = sys.modules['torch'] = sys.modules['numba'] = None",
+            "from trajkit.kernels import api",
+            "import numpy as np",
+            "sums = api.new_sums(2, 'float32', 1.0, 1.0)",
+            "codes = np.float32([[1, 2], [3, 5]]).view('u4')",
+            "api.accumulate_frames(codes, np.ones(2, bool), [0, 2], sums, backend='reference')",
+            "assert api.solve(sums, backend='reference').slope.tolist() == [1.0, 1.5]",
+        )
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)}
+    )
