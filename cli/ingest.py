@@ -24,7 +24,8 @@ from trajkit.units import format_bytes, format_rate, format_seconds
 @click.option(
     "--codec",
     type=click.Choice(["zstd", "lz4", "pcodec", "none"]),
-    help="How frames are compressed (default zstd); fixed when the store is made.",
+    help="How frames are compressed (default zstd; lz4 is fastest, pcodec smallest); fixed when "
+    "the store is made.",
 )
 @click.option(
     "--keyframes",
@@ -35,10 +36,13 @@ from trajkit.units import format_bytes, format_rate, format_seconds
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Convert floating-point tensors, rounding once; recorded in the store.",
+    help="Convert floating-point tensors, rounding once; recorded in the store. For a bf16 base "
+    "with fp32 checkpoints: bfloat16 (smaller), or float32 (lossless).",
 )
 @memory_option
-@click.option("--watch", is_flag=True, help="Go on while training runs; interrupt to end.")
+@click.option(
+    "--watch", is_flag=True, help="Go on while training runs; interrupt (or SIGTERM) to end."
+)
 @click.option("--poll-seconds", default=5.0, hidden=True)
 @dry_run_option
 @speaking
@@ -54,14 +58,21 @@ def ingest_command(
     watch: bool,
     poll_seconds: float,
     dry_run: bool,
-) -> None:
+) -> int:
     """Append every complete checkpoint below CKPTS that the store does not hold yet.
 
     CKPTS is a folder of step folders (checkpoint-N, global_step_N, step_N, iter_N, ...), or step
     folders or .safetensors files themselves. Every checkpoint is kept bit for bit. Running it again
-    adds what is new.
+    adds what is new; a step earlier than the last one kept is refused.
+
+    PEFT adapters are kept as their own tensors, A and B, with their config. Mind that a line in A
+    and B is not a line in their product BA.
     """
+    import signal
+
     from trajkit.ingest import ingest, plan_ingest
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
 
     if dry_run:
         plan = plan_ingest(ckpts, store, base=base, dtype=dtype, memory=memory)
@@ -72,7 +83,7 @@ def ingest_command(
         )
         console.say(f"  steps {', '.join(map(str, plan.steps)) or 'none'}")
         console.say(f"  {plan.workers} workers, {format_bytes(plan.memory_bytes)} of memory")
-        return
+        return 0
     with console.progress() as progress:
         result = ingest(
             ckpts,
@@ -100,4 +111,7 @@ def ingest_command(
             f"  {format_seconds(result.seconds)}, "
             f"{format_rate(result.bytes_per_second, 1)}; pace set by: {result.bottleneck}"
         )
+    if result.interrupted:
+        return 130
     console.next_command("trajkit fit --rsq-threshold 0.7")
+    return 0

@@ -25,7 +25,10 @@ from trajkit.units import format_bytes
 def restore_command(
     console: Console, step: int, out: Path, store: Path, force: bool, memory: str
 ) -> None:
-    """Write the checkpoint of a step back, bit for bit, in its original files."""
+    """Write the checkpoint of a step back, byte for byte, in its original files.
+
+    Where the store was made with --dtype, the tensors are written in that dtype instead.
+    """
     from trajkit.restore import restore
     from trajkit.trajectory import Trajectory
 
@@ -34,6 +37,7 @@ def restore_command(
             Trajectory.open(store), step, out, force=force, memory=memory, progress=progress
         )
     console.data(result)
-    console.say(
-        f"{result.path}: step {step}, {format_bytes(result.n_bytes)} of tensors, bit for bit"
-    )
+    how = "in the original files, byte for byte"
+    if result.converted:
+        how = f"as {', '.join(result.dtypes)}, which --dtype of ingest converted them to"
+    console.say(f"{result.path}: step {step}, {format_bytes(result.n_bytes)} of tensors, {how}")

@@ -27,7 +27,11 @@ from trajkit.cli.options import example, memory_option, speaking, store_option
 def verify_command(
     console: Console, store: Path, against: tuple[Path, ...], base: Path | None, memory: str
 ) -> int:
-    """Check every chunk and digest of the store; exit 1 when anything is damaged."""
+    """Check every chunk and digest of the store; exit 1 when anything is damaged or differs.
+
+    With --against, prove besides that 'trajkit restore' gives these checkpoints back byte for byte:
+    tensors, safetensors headers, index, config and tokenizer files.
+    """
     from trajkit.verify import verify
 
     with console.progress() as progress:
@@ -37,10 +41,19 @@ def verify_command(
         console.say(f"bad: {damage.what}")
     if result.ok:
         console.say(f"{store}: {result.steps} steps, all intact")
-        if against:
+        if against and result.exact:
             console.say(
-                f"  {result.compared} checkpoints on disk are held bit for bit: safe to delete"
+                f"  {result.exact} checkpoints on disk are held byte for byte: safe to delete"
             )
+        if result.converted:
+            steps = ", ".join(map(str, result.converted[:5]))
+            more = ", ..." if len(result.converted) > 5 else ""
+            console.say(
+                f"  {len(result.converted)} were converted by --dtype (steps {steps}{more}): the "
+                "store holds what they convert to, not these files"
+            )
+        if result.not_held:
+            console.say(f"  never kept, and gone if deleted: {', '.join(result.not_held)}")
     else:
         console.say(f"{store}: {len(result.bad)} things are damaged or differ")
     return 0 if result.ok else 1

@@ -1,17 +1,17 @@
 """Ingest: append every complete checkpoint of a series that the store does not hold yet."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trajkit.checkpoint import Checkpoint, open_checkpoint
+from trajkit.checkpoint import Checkpoint, HalfWritten, open_checkpoint
 from trajkit.dtypes import DTYPES
-from trajkit.errors import InvalidInput, NotFound, TrajkitError
-from trajkit.layout import lay_out, plan_workers
+from trajkit.errors import InvalidInput, Locked, NotFound, StorageError, TrajkitError
+from trajkit.layout import Plan, lay_out, plan_workers
 from trajkit.parallel import count_workers
 from trajkit.progress import Advanced, Finished, Note, Progress, Started, silent
-from trajkit.series import Found, Series, find_series
+from trajkit.series import Found, find_series
 from trajkit.source import FlatReader, stored_dtype
 from trajkit.store import Store
 from trajkit.units import DEFAULT_MEMORY_BYTES, format_bytes, format_rate, parse_bytes
@@ -56,6 +56,8 @@ class IngestResult:
     bottleneck: str | None
     """the stage that set the pace: read, code, compress or write; None when nothing was appended"""
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    interrupted: bool = False
+    """whether an interrupt ended it (with ``watch``)"""
 
 
 def ingest(
@@ -85,7 +87,9 @@ def ingest(
         dtype: convert floating-point tensors to this dtype (``bfloat16`` or ``float32``), rounding
             once to nearest even; recorded in the store.
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
-        watch: go on looking for new checkpoints until interrupted.
+        watch: go on looking for new checkpoints until interrupted. A checkpoint is taken when it
+            is complete and its files did not change between two looks; what is not there yet, not
+            complete or locked is waited for.
         poll_seconds: how often to look, with ``watch``.
         progress: receives :mod:`trajkit.progress` events.
 
@@ -93,28 +97,26 @@ def ingest(
         NotFound: no checkpoint at ``paths``.
         FormatError: a file is damaged. Mismatch: a checkpoint is of another model.
         InvalidInput: a step earlier than the last committed one is not in the store.
-        OverBudget: the budget is too small; Locked: another writer holds the store.
+        OverBudget: the budget is too small. Locked: another writer holds the store.
+        StorageError: the disk refuses: full, read-only, gone; committed steps are intact.
     """
     started = time.perf_counter()
-    budget = parse_bytes(memory)
     check_options(codec, keyframes, dtype)
-    store_path = Path(store)
     path_list = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     base_path = None if base is None else Path(base)
-    job = _Job(store_path, codec, keyframes, dtype, budget, progress)
-    look = _watcher(path_list, base_path, poll_seconds, progress) if watch else None
+    job = _Job(Path(store), codec, keyframes, dtype, parse_bytes(memory), progress)
+    interrupted = False
     try:
-        series = find_series(path_list, base_path)
-        for gone in series.incomplete:
-            progress(Note(f"passed over {gone.path}: {gone.reason}"))
-        job.run(series.found)
-        while look is not None:
-            job.run(look().found)
+        if watch:
+            job.watch(path_list, base_path, poll_seconds)
+        else:
+            job.run(job.look(path_list, base_path))
     except KeyboardInterrupt:
-        if look is None:
+        if not watch:
             raise
+        interrupted = True
         progress(Note("interrupted: every committed step is safe"))
-    return job.result(time.perf_counter() - started)
+    return job.result(time.perf_counter() - started, interrupted)
 
 
 def plan_ingest(
@@ -129,12 +131,12 @@ def plan_ingest(
     path_list = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     series = find_series(path_list, None if base is None else Path(base))
     job = _Job(Path(store), None, None, dtype, parse_bytes(memory), silent)
-    new = job.missing(job.committed(), series.found)
-    checkpoints = job.check(job.committed(), new)
-    raw = sum(n for _, n in checkpoints)
-    workers, memory_bytes = job.plan(open_checkpoint(series.found[0].path, series.found[0].step))
+    held = job.committed()
+    new = job.missing(held, series.found)
+    raw = sum(n for _, n in job.check(held, new))
+    plan = job.plan(held, series.found[0])
     skipped = tuple(f.step for f in series.found if f not in new)
-    return IngestPlan(tuple(f.step for f in new), skipped, raw, memory_bytes, workers)
+    return IngestPlan(tuple(f.step for f in new), skipped, raw, plan.n_bytes, plan.workers)
 
 
 class _Job:
@@ -160,6 +162,47 @@ class _Job:
         self.raw_bytes = 0
         self.busy_seconds = 0.0
         self.stages: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    def look(self, paths: Sequence[Path], base: Path | None) -> tuple[Found, ...]:
+        """The complete checkpoints; a note for each that is not."""
+        series = find_series(paths, base)
+        for gone in series.incomplete:
+            self.note(f"passed over {gone.path}: {gone.reason}")
+        return series.found
+
+    def note(self, text: str) -> None:
+        """Say something, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self.progress(Note(text))
+
+    def watch(self, paths: Sequence[Path], base: Path | None, poll_seconds: float) -> None:
+        """Append checkpoints as they become complete, until interrupted."""
+        if base is not None and not base.exists():
+            raise NotFound(f"{base}: no such file or folder for the base model")
+        self.note(f"watching {', '.join(map(str, paths))}; interrupt to end")
+        stamps: dict[Path, object] = {}
+        while True:
+            try:
+                found = self.look(paths, base)
+                later = self.later(found)
+                before, stamps = stamps, {f.path: _stamp(f.path) for f in later}
+                at_rest = [before.get(f.path) == stamps[f.path] for f in later] + [False]
+                self.run(found, later[: at_rest.index(False)], patient=True)
+            except (HalfWritten, Locked, NotFound) as error:
+                self.note(f"waiting: {error}")
+            time.sleep(poll_seconds)
+
+    def later(self, found: Sequence[Found]) -> list[Found]:
+        """The checkpoints that the store lacks and can still take; a note for each other one."""
+        store = self.committed()
+        have = set() if store is None else set(store.steps.tolist())
+        last = max(have, default=-1)
+        for item in found:
+            if item.step < last and item.step not in have:
+                self.note(f"left out {item.path}: step {item.step} came after step {last} was in")
+        return [f for f in found if f.step > last]
 
     def committed(self) -> Store | None:
         """The store as it is, or None when there is none yet."""
@@ -184,13 +227,24 @@ class _Job:
             )
         return new
 
-    def check(self, store: Store | None, found: Sequence[Found]) -> list[tuple[Found, int]]:
-        """Read all headers and compare them with the store: (checkpoint, bytes of its tensors)."""
+    def check(
+        self, store: Store | None, found: Sequence[Found], patient: bool = False
+    ) -> list[tuple[Found, int]]:
+        """Read all headers and compare them with the store: (checkpoint, bytes of its tensors).
+
+        Where ``patient``, the first one that is not complete ends the list.
+        """
         vectors = store.vectors if store is not None else None
         cast = store.commit.cast if store is not None else self.cast
         sizes = []
         for item in found:
-            checkpoint = open_checkpoint(item.path, item.step)
+            try:
+                checkpoint = open_checkpoint(item.path, item.step)
+            except (HalfWritten, NotFound) as error:
+                if not patient:
+                    raise
+                self.note(f"waiting: {error}")
+                break
             if vectors is None:
                 vectors = lay_out(
                     (e.name, stored_dtype(e, cast), e.shape) for e in checkpoint.tensors.values()
@@ -199,29 +253,34 @@ class _Job:
                 sizes.append((item, sum(v.n_bytes for v in vectors.values())))
         return sizes
 
-    def plan(self, checkpoint: Checkpoint) -> tuple[int, int]:
-        """Workers within the budget, and the memory they take."""
-        cast = self.cast
-        vectors = lay_out(
-            (e.name, stored_dtype(e, cast), e.shape) for e in checkpoint.tensors.values()
-        )
-        plan = plan_workers("ingest", count_workers(), bytes_a_worker(vectors), self.budget)
-        return plan.workers, plan.n_bytes
+    def plan(self, store: Store | None, first: Found) -> Plan:
+        """Workers within the budget; raises :class:`OverBudget` where not one fits."""
+        if store is not None:
+            vectors, cast = store.vectors, store.commit.cast
+        else:
+            cast = self.cast
+            entries = open_checkpoint(first.path, first.step).tensors.values()
+            vectors = lay_out((e.name, stored_dtype(e, cast), e.shape) for e in entries)
+        return plan_workers("ingest", count_workers(), bytes_a_worker(vectors, cast), self.budget)
 
-    def run(self, found: Sequence[Found]) -> None:
-        """Append what is new among these checkpoints."""
-        if not found:
-            return
+    def run(
+        self, found: Sequence[Found], ready: Sequence[Found] | None = None, patient: bool = False
+    ) -> None:
+        """Append what is new among these checkpoints (or of those that are ``ready``)."""
         store = self.committed()
         if store is not None:
             check_cast(store, self.cast)
             self._check_fixed_options(store)
-        new = self.missing(store, found)
-        self.skipped |= {f.step for f in found} - {f.step for f in new}
+        new = self.missing(store, found) if ready is None else list(ready)
+        if ready is None:
+            self.skipped |= {f.step for f in found} - {f.step for f in new}
+        elif store is not None and not self.ingested:
+            self.skipped |= {f.step for f in found} & set(store.steps.tolist())
+        sizes = self.check(store, new, patient)
+        new = [f for f, _ in sizes]
         if not new:
             return
-        sizes = self.check(store, new)
-        workers, _ = self.plan(open_checkpoint(new[0].path, new[0].step))
+        workers = self.plan(store, new[0]).workers
         clock = time.perf_counter()
         n_bytes = sum(n for _, n in sizes)
         self.progress(Started(f"ingest {len(new)} checkpoints", n_bytes))
@@ -258,6 +317,7 @@ class _Job:
                         self.keyframes or DEFAULT_KEYFRAMES,
                         self.cast,
                     )
+                    self._note_cast(checkpoint)
                 layout = writer.layout()
                 reader = FlatReader(checkpoint, layout.vectors, layout.commit.cast)
                 try:
@@ -288,12 +348,25 @@ class _Job:
 
     def _notes(self, reader: FlatReader) -> None:
         step = reader.checkpoint.step
-        if reader.checkpoint.prefix and self.ingested == 0:
-            self.progress(Note(f"stripped the prefix {reader.checkpoint.prefix!r} from the names"))
+        if reader.checkpoint.prefix:
+            self.note(f"stripped the prefix {reader.checkpoint.prefix!r} from the names")
+        if reader.checkpoint.adapter:
+            self.note(
+                "an adapter: its own tensors are kept and fitted; a line in A and B is not a line "
+                "in their product BA"
+            )
         for alias, partner in reader.tied.items():
-            self.progress(Note(f"step {step}: {alias} is tied to {partner}, kept once"))
+            self.note(f"step {step}: {alias} is tied to {partner}, kept once")
         for name in reader.absent:
-            self.progress(Note(f"step {step}: {name} is absent, taken from its tied embedding"))
+            self.note(f"step {step}: {name} is absent, taken from the tensor it is tied to")
+
+    def _note_cast(self, checkpoint: Checkpoint) -> None:
+        floats = sorted({e.dtype for e in checkpoint.tensors.values() if DTYPES[e.dtype].is_float})
+        if self.cast is not None:
+            self.note(
+                f"floating-point tensors ({', '.join(floats)} in step {checkpoint.step}) are kept "
+                f"as {self.cast}, as --dtype says: restore will write {self.cast}"
+            )
 
     def _check_fixed_options(self, store: Store) -> None:
         for option, asked, made in (
@@ -310,20 +383,21 @@ class _Job:
         """The stage with the most time in it, if there was any work."""
         return max(self.stages, key=self.stages.__getitem__) if self.stages else None
 
-    def result(self, seconds: float) -> IngestResult:
+    def result(self, seconds: float, interrupted: bool) -> IngestResult:
         """The closing account."""
-        store = Store.open(self.store_path)
+        store = self.committed()  # None when a watch was interrupted before the first checkpoint
         return IngestResult(
             store=str(self.store_path),
-            steps=len(store.steps),
+            steps=0 if store is None else len(store.steps),
             ingested=self.ingested,
             skipped=len(self.skipped),
-            raw_bytes=store.raw_bytes,
-            stored_bytes=store.stored_bytes,
+            raw_bytes=0 if store is None else store.raw_bytes,
+            stored_bytes=0 if store is None else store.stored_bytes,
             seconds=seconds,
             bytes_per_second=self.raw_bytes / self.busy_seconds if self.busy_seconds else 0.0,
             bottleneck=self.bottleneck(),
             stage_seconds=dict(self.stages),
+            interrupted=interrupted,
         )
 
 
@@ -339,31 +413,12 @@ def check_options(codec: str | None, keyframes: int | None, dtype: str | None) -
         raise InvalidInput(f"dtype must be a floating-point type such as bfloat16, not {dtype!r}")
 
 
-def _watcher(
-    paths: Sequence[Path], base: Path | None, poll_seconds: float, progress: Progress
-) -> Callable[[], Series]:
-    """A function that waits, looks again, and gives the checkpoints that have stopped growing."""
-    sizes: dict[Path, tuple[int, ...]] = {}
-
-    def look() -> Series:
-        if not sizes:
-            progress(Note(f"watching {', '.join(map(str, paths))}; interrupt to end"))
-        time.sleep(poll_seconds)
-        series = find_series(paths, base)
-        settled = []
-        for item in series.found:
-            seen = _file_sizes(item.path)
-            if sizes.get(item.path) == seen:
-                settled.append(item)
-            sizes[item.path] = seen
-        return Series(tuple(settled), series.incomplete)
-
-    return look
-
-
-def _file_sizes(path: Path) -> tuple[int, ...]:
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+def _stamp(path: Path) -> object:
+    """What differs when a checkpoint's files have been written to; :class:`NotFound` when gone."""
     try:
-        return tuple(f.stat().st_size for f in files)
-    except FileNotFoundError:
-        return ()
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    except FileNotFoundError as error:
+        raise NotFound(f"{error.filename}: removed while it was looked at") from None
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error

@@ -28,6 +28,10 @@ class RestoreResult:
     step: int
     files: int
     n_bytes: int
+    dtypes: tuple[str, ...]
+    """dtypes of the tensors as written"""
+    converted: bool
+    """whether the source had tensors in other dtypes (``--dtype``): then not its own bytes"""
     seconds: float
 
 
@@ -43,7 +47,8 @@ def restore(
     """Write the checkpoint of a step to a folder, with its own files' names and bytes.
 
     safetensors files, index, and the run's config and tokenizer files come back as they were
-    ingested; where the store was made with ``--dtype``, tensors come in that dtype.
+    ingested; where the store was made with ``--dtype``, tensors come in that dtype, in files of the
+    same names with headers that say so.
 
     Raises:
         NotFound: the step is not in the store. AlreadyExists: ``out`` is there already.
@@ -56,7 +61,7 @@ def restore(
     check_target(out, force)
     record = SourceRecord.read(store.path, store.commit.frames[t].source)
     n_bytes = sum(v.n_bytes for v in store.vectors.values())
-    a_worker = max((3 * v.chunk * v.dtype.itemsize for v in store.vectors.values()), default=0)
+    a_worker = max((4 * v.chunk * v.dtype.itemsize for v in store.vectors.values()), default=0)
     plan = plan_workers("restore", count_workers(), a_worker, parse_bytes(memory))
     progress(Started(f"restore step {step}", n_bytes))
     files = plan_files(record, store.vectors)
@@ -80,7 +85,15 @@ def restore(
         writer.commit()
     seconds = time.perf_counter() - started
     progress(Finished(f"{format_bytes(n_bytes)} at {format_rate(n_bytes, seconds)}"))
-    return RestoreResult(str(out), step, len(files), n_bytes, seconds)
+    return RestoreResult(
+        path=str(out),
+        step=step,
+        files=len(files),
+        n_bytes=n_bytes,
+        dtypes=tuple(store.vectors),
+        converted=[f.header.decode() for f in files] != [header for _, header in record.files],
+        seconds=seconds,
+    )
 
 
 def side_files(store: Store, record: SourceRecord) -> dict[str, bytes]:

@@ -3,24 +3,26 @@
 :class:`FlatReader` reads any range of a flat vector from the safetensors bytes, whatever shards
 they lie in. :class:`SourceRecord` is all that is needed, beside the vectors, to write the
 checkpoint's files back byte for byte: raw headers, index, and the names of the run's other files.
+A safetensors file is its header and its tensors end to end (:mod:`trajkit.header` refuses anything
+else), so equal headers and equal bits are equal files.
 """
 
 import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any, Self
 
 import numpy as np
 
-from trajkit.checkpoint import Checkpoint, TensorEntry, read_into
+from trajkit.checkpoint import Checkpoint, HalfWritten, TensorEntry, read_into
 from trajkit.codecs import Array
-from trajkit.dtypes import DTYPES
-from trajkit.errors import FormatError, InvalidInput, Mismatch
+from trajkit.dtypes import DTYPES, DType
+from trajkit.errors import FormatError, InvalidInput, Mismatch, NotFound, StorageError
 from trajkit.layout import FlatVector, Span, TensorInfo
 from trajkit.zarrays import canonical_json
 
@@ -77,7 +79,7 @@ class SourceRecord:
         if hashlib.sha256(content).hexdigest()[:16] != source:
             raise FormatError(f"{path}: damaged: its digest does not match its name")
         raw: dict[str, Any] = json.loads(gzip.decompress(content))
-        return cls(
+        record = cls(
             files=tuple((name, header) for name, header in raw["files"]),
             index=tuple(raw["index"]) if raw["index"] else None,
             prefix=raw["prefix"],
@@ -85,6 +87,54 @@ class SourceRecord:
             absent=tuple(raw["absent"]),
             assets={name: (file, sha) for name, (file, sha) in raw["assets"].items()},
         )
+        index = () if record.index is None else (record.index[0],)
+        kept = (file for file, _ in record.assets.values())
+        for file in (*(name for name, _ in record.files), *index, *record.assets, *kept):
+            parts = PurePosixPath(file).parts
+            if not parts or parts[0] == "/" or ".." in parts or "\0" in file:
+                raise FormatError(f"{path}: refused: the file name {file!r} leaves its folder")
+        return record
+
+    def differences(self, other: Self) -> Iterator[str]:
+        """What restoring this record would write differently than ``other``, a line each."""
+        mine, theirs = dict(self.files), dict(other.files)
+        if self.index is not None:
+            mine[self.index[0]] = self.index[1]
+        if other.index is not None:
+            theirs[other.index[0]] = other.index[1]
+        mine |= {name: sha for name, (_, sha) in self.assets.items()}
+        theirs |= {name: sha for name, (_, sha) in other.assets.items()}
+        for name in sorted(mine.keys() | theirs.keys()):
+            if name not in theirs:
+                yield f"{name} is in the store, not on disk"
+            elif name not in mine:
+                yield f"{name} is on disk, not in the store"
+            elif mine[name] != theirs[name]:
+                part = "header" if name in dict(self.files) else "content"
+                yield f"{name}: its {part} differs from the store's"
+
+
+def describe_source(
+    reader: "FlatReader", keep: Callable[[str, Path], tuple[str, str]]
+) -> SourceRecord:
+    """The record of a checkpoint's files.
+
+    Args:
+        reader: the checkpoint.
+        keep: gives (file under ``assets/``, sha256) of a side file's name and path.
+    """
+    checkpoint = reader.checkpoint
+    index = None
+    if checkpoint.index is not None and checkpoint.index_name is not None:
+        index = (checkpoint.index_name, checkpoint.index.decode())
+    return SourceRecord(
+        files=tuple((f.name, f.header.decode()) for f in checkpoint.files),
+        index=index,
+        prefix=checkpoint.prefix,
+        tied=reader.tied,
+        absent=reader.absent,
+        assets={n: keep(n, p) for n, p in sorted(checkpoint.side_files.items())},
+    )
 
 
 def source_path(store_path: Path, source: str) -> Path:
@@ -106,6 +156,7 @@ class FlatReader:
         self.checkpoint = checkpoint
         self.cast = cast
         self._fds: dict[int, int] = {}
+        self._marks: dict[int, tuple[int, int]] = {}
         self._lock = Lock()
         wanted = {t.name: t for v in vectors.values() for t in v.tensors}
         self.entries, self.tied, self.absent = _match(checkpoint, wanted, cast)
@@ -124,6 +175,29 @@ class FlatReader:
         for entry, info, span_start, n, at in self._runs(dtype, start, stop):
             self._read(entry, info, span_start, out[at : at + n])
 
+    @property
+    def converted(self) -> list[str]:
+        """Names of the tensors that the store keeps in another dtype than the files."""
+        return [
+            t.name
+            for vector in self._vectors.values()
+            for t in vector.tensors
+            if self.entries[t.name].dtype != t.dtype
+        ]
+
+    def check_unchanged(self) -> None:
+        """Check that no file was written to since its first byte was read here.
+
+        Raises:
+            HalfWritten: one was; what was read of it may be neither the old nor the new content.
+        """
+        for file, fd in self._fds.items():
+            if _mark(fd) != self._marks[file]:
+                raise HalfWritten(
+                    f"{self.checkpoint.files[file].path}: changed while it was being read; "
+                    "nothing of this checkpoint is kept: run again when it is complete"
+                )
+
     def check_tied(self) -> None:
         """Prove that tensors taken for tied hold the same bits as their partners.
 
@@ -132,6 +206,8 @@ class FlatReader:
         """
         for alias, partner in self.tied.items():
             a, b = self.checkpoint.tensors[alias], self.entries[partner]
+            if a == b:
+                continue  # it stands in for its partner, which is absent
             for at in range(0, a.n_bytes, _COMPARE_BYTES):
                 n = min(_COMPARE_BYTES, a.n_bytes - at)
                 parts = np.empty((2, n), np.uint8)
@@ -177,23 +253,59 @@ class FlatReader:
             return
         raw = np.empty(len(out), source.bits)
         read_into(self._fd(entry.file), raw.view(np.uint8).data, offset)
-        target = DTYPES[info.dtype]
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # a cast to inf or nan is the cast asked for
-            out[:] = raw.view(source.scalar).astype(target.scalar).view(target.bits)
+        out[:] = convert_bits(raw, source, DTYPES[info.dtype])
 
     def _fd(self, file: int) -> int:
         with self._lock:
             if file not in self._fds:
-                path = self.checkpoint.files[file].path
-                try:
-                    self._fds[file] = os.open(path, os.O_RDONLY)
-                except OSError as error:
-                    raise FormatError(
-                        f"{path}: {error.strerror}; it was there when the checkpoint was opened"
-                    ) from error
+                self._open(file)
             return self._fds[file]
+
+    def _open(self, file: int) -> None:
+        """Open a file of the checkpoint and check that it is the one whose header was read."""
+        known = self.checkpoint.files[file]
+        try:
+            fd = os.open(known.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(
+                f"{known.path}: removed since the checkpoint was opened; run again to go on with "
+                "what is there"
+            ) from None
+        except OSError as error:
+            raise StorageError(f"{known.path}: {error.strerror or error}") from error
+        self._fds[file], self._marks[file] = fd, _mark(fd)
+        header = bytearray(len(known.header))
+        read_into(fd, memoryview(header), 8, str(known.path))
+        if self._marks[file][0] != known.size or header != known.header:
+            raise HalfWritten(f"{known.path}: changed since its header was read; run again")
+
+
+def _mark(fd: int) -> tuple[int, int]:
+    """What shows that a file was written to: (size, time of the last change)."""
+    status = os.fstat(fd)
+    return status.st_size, status.st_mtime_ns
+
+
+def convert_bits(bits: Array, source: DType, target: DType) -> Array:
+    """Bits of one floating-point dtype as bits of another, rounded once, to nearest even.
+
+    >>> halfway_up = np.array([1 + 2**-8 + 2**-40]).view("uint64")
+    >>> hex(convert_bits(halfway_up, DTYPES["float64"], DTYPES["bfloat16"])[0])
+    '0x3f81'
+    """
+    values: Array = bits.view(source.scalar)
+    with np.errstate(over="ignore", invalid="ignore"):  # inf and nan are the cast asked for
+        if source.name == "float64" and target.name.startswith(("bfloat", "float8")):
+            values = _round_to_odd(values)  # ml_dtypes goes by float32, which would round twice
+        return np.asarray(values.astype(target.scalar).view(target.bits))
+
+
+def _round_to_odd(values: Array) -> Array:
+    """float64 as float32, the last bit set where inexact: no later rounding sees a false tie."""
+    near = values.astype(np.float32)
+    inexact = (near != values) & ~np.isnan(values)
+    too_far = inexact & (np.abs(near) > np.abs(values))
+    return np.asarray((near.view(np.uint32) - too_far | inexact).view(np.float32))
 
 
 def _match(
@@ -228,8 +340,8 @@ def _match(
         entries[name] = entry
     tied: dict[str, str] = {}
     for name in have.keys() - wanted.keys():
-        partner = tied_partner(name, have[name].shape, have, checkpoint)
-        if partner is None or partner not in wanted:
+        partner = tied_partner(name, have[name].shape, wanted, checkpoint)
+        if partner is None:
             raise Mismatch(
                 f"{checkpoint.root}: tensor {name!r} is not in the series' first checkpoint (step "
                 f"{checkpoint.step}); is this another run's checkpoint?"
@@ -239,13 +351,18 @@ def _match(
 
 
 def tied_partner(
-    name: str, shape: tuple[int, ...], have: Mapping[str, TensorEntry], checkpoint: Checkpoint
+    name: str,
+    shape: tuple[int, ...],
+    among: Mapping[str, TensorEntry] | Mapping[str, TensorInfo],
+    checkpoint: Checkpoint,
 ) -> str | None:
-    """The embedding that an output head is tied to by the config, if that is what ``name`` is."""
-    if not name.endswith(_TIED_HEADS) or not ties_embeddings(checkpoint):
-        return None
-    partners = [n for n in have if n.endswith(_EMBEDDINGS) and have[n].shape == shape]
-    return partners[0] if len(partners) == 1 else None
+    """The tensor that ``name`` is tied to by the config: a head's embedding, or the reverse."""
+    for these, those in ((_TIED_HEADS, _EMBEDDINGS), (_EMBEDDINGS, _TIED_HEADS)):
+        if name.endswith(these):
+            partners = [n for n in among if n.endswith(those) and among[n].shape == shape]
+            if len(partners) == 1 and ties_embeddings(checkpoint):
+                return partners[0]
+    return None
 
 
 def ties_embeddings(checkpoint: Checkpoint) -> bool:
@@ -255,7 +372,7 @@ def ties_embeddings(checkpoint: Checkpoint) -> bool:
         return False
     try:
         config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: not a readable JSON file: {error}") from error
     if not isinstance(config, dict):
         raise InvalidInput(f"{path}: not a JSON object")

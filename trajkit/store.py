@@ -16,18 +16,19 @@ says what must hold and what is refused.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import xxhash
 
-from trajkit.codecs import Array, Codec, PlainCodec, codec_by_name
+from trajkit.codecs import CODECS, Array, Codec, PlainCodec, codec_by_name
 from trajkit.dtypes import DTYPES
-from trajkit.errors import FormatError, NotFound, Unsupported
+from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
 from trajkit.kernels import api as kernels
 from trajkit.layout import FlatVector, TensorInfo, tensors_of
 from trajkit.zarrays import ZArray, canonical_json
@@ -112,6 +113,13 @@ class Commit:
             raise FormatError(f"{path}: not a readable store: {error!r}") from error
         if not intact:
             raise FormatError(f"{path}: damaged: its digest does not match its content")
+        steps = [f.step for f in commit.frames]
+        ascending = all(a < b for a, b in pairwise(steps))
+        if min(commit.keyframes, commit.chunk) < 1 or commit.codec not in CODECS or not ascending:
+            raise FormatError(
+                f"{path}: not what a store can be: codec {commit.codec!r}, a key frame every "
+                f"{commit.keyframes}, chunks of {commit.chunk}, steps {steps[:3]}..."
+            )
         return commit
 
 
@@ -151,6 +159,8 @@ class Store:
         Raises:
             NotFound: there is no store.
             FormatError: the root attributes or the tensor table are damaged.
+            Unsupported: the store is of a later format version.
+            StorageError: the disk refused to read it.
         """
         path = Path(path)
         root = path / "zarr.json"
@@ -161,6 +171,8 @@ class Store:
                 f"no store at {path}: make one with 'trajkit ingest CKPTS', or name another with "
                 "--store"
             ) from None
+        except OSError as error:
+            raise StorageError(f"{root}: {error.strerror or error}") from error
         return cls(path, commit, _read_table(path, commit))
 
     def grown(self, commit: Commit) -> Self:
@@ -238,11 +250,11 @@ class Store:
 
     def describe_chunk(self, dtype: str, t: int, k: int) -> str:
         """Which step and which tensors a chunk belongs to, for messages."""
-        names = [
-            s.tensor.name for s in self.vectors[dtype].spans(*self.vectors[dtype].chunk_span(k))
-        ]
+        vector = self.vectors[dtype]
+        names = [span.tensor.name for span in vector.spans(*vector.chunk_span(k))]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"step {self.steps[t]}, tensors {', '.join(names[:3])}{more}"
+        s = "s" if len(names) > 1 else ""
+        return f"step {self.steps[t]}, tensor{s} {', '.join(names[:3])}{more}"
 
 
 def chunk_digest(bits: Array) -> int:
@@ -250,14 +262,14 @@ def chunk_digest(bits: Array) -> int:
     return xxhash.xxh3_64_intdigest(bits.view(np.uint8).data)
 
 
-def frame_digest(chunk_digests: list[Array]) -> str:
+def frame_digest(chunk_digests: Sequence[Array]) -> str:
     """xxh3-128, hex, over a frame's chunk digests, vector after vector."""
     joined = b"".join(d.astype("<u8").tobytes() for d in chunk_digests)
     return xxhash.xxh3_128_hexdigest(joined)
 
 
 def table_document(vectors: Mapping[str, FlatVector]) -> dict[str, Any]:
-    """The ``zarr.json`` of the group ``tensors``: the tensor table."""
+    """The ``zarr.json`` of the group ``tensors``: the tensor table, vector after vector."""
     rows = [[t.name, t.dtype, list(t.shape), t.offset] for t in tensors_of(vectors).values()]
     attributes = {"columns": ["name", "dtype", "shape", "offset"], "tensors": rows}
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
@@ -267,15 +279,19 @@ def _read_table(path: Path, commit: Commit) -> dict[str, FlatVector]:
     file = path / "tensors" / "zarr.json"
     try:
         content = file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FormatError(f"{file}: missing from the store") from None
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror or error}") from error
     if _sha256(content) != commit.tensors_sha256:
         raise FormatError(f"{file}: damaged: its digest does not match the commit")
     by_dtype: dict[str, list[TensorInfo]] = {d: [] for d in commit.sizes}
+    if unknown := by_dtype.keys() - DTYPES:
+        raise FormatError(f"{file}: unknown dtypes {', '.join(sorted(unknown))}")
     for name, dtype, shape, offset in json.loads(content)["attributes"]["tensors"]:
         by_dtype[dtype].append(TensorInfo(name, dtype, tuple(shape), offset))
     vectors = {d: FlatVector(d, rows, commit.chunk) for d, rows in by_dtype.items()}
-    if {d: v.size for d, v in vectors.items()} != dict(commit.sizes) or set(vectors) - set(DTYPES):
+    if {d: v.size for d, v in vectors.items()} != dict(commit.sizes):
         raise FormatError(f"{file}: the tensor table does not add up to the commit's vectors")
     return vectors
 

@@ -1,26 +1,37 @@
-"""Verify: every byte of a store against its checksums, every checkpoint against its digest."""
+"""Verify: every byte of a store against its checksums, every checkpoint against its digest.
+
+With ``against``, checkpoints on disk are compared with the store: their tensors' bits by digest,
+and their headers, index and side files with the source record. What agrees in all of it is given
+back by ``restore`` byte for byte.
+"""
 
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from trajkit.checkpoint import open_checkpoint
 from trajkit.codecs import Array
-from trajkit.errors import FormatError, NotFound, TrajkitError
+from trajkit.errors import FormatError, NotFound, StorageError, TrajkitError
 from trajkit.kernels import api as kernels
 from trajkit.layout import FlatVector, plan_workers
 from trajkit.parallel import count_workers, map_in_order
-from trajkit.progress import Advanced, Finished, Progress, Started, silent
-from trajkit.series import find_series
-from trajkit.source import FlatReader, SourceRecord
+from trajkit.progress import Advanced, Finished, Note, Progress, Started, silent
+from trajkit.series import Found, find_series
+from trajkit.source import FlatReader, SourceRecord, describe_source
 from trajkit.store import Store, chunk_digest, frame_digest
-from trajkit.units import DEFAULT_MEMORY_BYTES, format_bytes, format_rate, parse_bytes
-from trajkit.writer import GROUP
+from trajkit.units import (
+    DEFAULT_MEMORY_BYTES,
+    format_bytes,
+    format_rate,
+    format_seconds,
+    parse_bytes,
+)
+from trajkit.writer import GROUP, bytes_a_worker
 from trajkit.zarrays import ZArray, canonical_json
 
 
@@ -42,7 +53,13 @@ class VerifyResult:
     steps: int
     """committed steps checked"""
     compared: int
-    """checkpoints compared with the store, bit for bit (``against``)"""
+    """checkpoints on disk that were compared with the store (``against``)"""
+    exact: int
+    """of these, the ones that ``restore`` gives back byte for byte"""
+    converted: tuple[int, ...]
+    """training steps whose tensors are in the store in another dtype than on disk (``--dtype``)"""
+    not_held: tuple[str, ...]
+    """names of files in the compared folders that ingest does not keep, such as optimizer.pt"""
     n_bytes: int
     """raw bytes decoded"""
     seconds: float
@@ -60,13 +77,16 @@ def verify(
 
     Args:
         store: the store's folder.
-        against: checkpoints that the store must hold bit for bit; each complete one is compared.
+        against: checkpoints that the store must hold; each complete one is compared. Where the
+            store was made with ``--dtype``, what their tensors convert to is compared, and the step
+            is listed in ``converted``: restoring does not give that file back.
         base: as in ingest, for ``against``.
         memory: budget, above the interpreter and its libraries.
         progress: receives :mod:`trajkit.progress` events.
 
     Raises:
-        NotFound: there is no store at all. Damage is returned, not raised.
+        NotFound: there is no store at all, or no checkpoint at ``against``. Damage is returned,
+            not raised.
     """
     started = time.perf_counter()
     try:
@@ -75,7 +95,7 @@ def verify(
         raise
     except TrajkitError as error:
         damage = (Damage(str(error)),)
-        return VerifyResult(False, damage, 0, 0, 0, time.perf_counter() - started)
+        return VerifyResult(False, damage, 0, 0, 0, (), (), 0, time.perf_counter() - started)
     bad = [*_check_metadata(opened), *_check_sources(opened), *_check_fits(opened)]
     budget = parse_bytes(memory)
     progress(Started("verify", opened.raw_bytes))
@@ -83,21 +103,28 @@ def verify(
     for vector in opened.vectors.values():
         bad += _check_vector(opened, vector, budget, progress, frame_digests)
     bad += _check_frame_digests(opened, frame_digests)
-    compared = 0
+    spent = time.perf_counter() - started
+    held = f"{len(opened.steps)} steps, {format_bytes(opened.raw_bytes)}"
+    progress(Finished(f"{held} decoded at {format_rate(opened.raw_bytes, spent)}"))
+    compared = _Compared()
     if against is not None:
         path_list = [against] if isinstance(against, str | Path) else list(against)
-        compared, differing = _compare(
-            opened, [Path(p) for p in path_list], Path(base) if base else None
-        )
-        bad += differing
-    seconds = time.perf_counter() - started
-    progress(
-        Finished(
-            f"{len(opened.steps)} steps, {format_bytes(opened.raw_bytes)} decoded at "
-            f"{format_rate(opened.raw_bytes, seconds)}"
-        )
+        series = find_series([Path(p) for p in path_list], Path(base) if base else None)
+        for gone in series.incomplete:
+            progress(Note(f"not compared: {gone.path}: {gone.reason}"))
+        compared = _compare(opened, series.found, budget, progress)
+        bad += compared.bad
+    return VerifyResult(
+        ok=not bad,
+        bad=tuple(bad),
+        steps=len(opened.steps),
+        compared=compared.steps,
+        exact=compared.exact,
+        converted=tuple(compared.converted),
+        not_held=tuple(sorted(compared.not_held)),
+        n_bytes=opened.raw_bytes,
+        seconds=time.perf_counter() - started,
     )
-    return VerifyResult(not bad, tuple(bad), len(opened.steps), compared, opened.raw_bytes, seconds)
 
 
 def _check_metadata(store: Store) -> Iterator[Damage]:
@@ -107,15 +134,27 @@ def _check_metadata(store: Store) -> Iterator[Damage]:
         yield from _expect(path, [canonical_json(GROUP)])
     for array in (*store.frames.values(), *store.digests.values()):
         yield from _expect(array.path / "zarr.json", _legitimate_metadata(array))
-    steps = store.steps_array
-    yield from _expect(steps.path / "zarr.json", [canonical_json(steps.metadata())])
+    yield from _check_steps(store)
+
+
+def _check_steps(store: Store) -> Iterator[Damage]:
+    """The array ``steps``: as committed, or one step ahead where a killed writer left it so."""
+    array = store.steps_array
+    n = len(store.steps)
+    documents = [canonical_json(array.metadata())]
     try:
-        for s in range(len(list(steps.shard_paths(0)))):
-            steps.check_shard(0, s)
-        if not np.array_equal(steps.read_row(), store.steps):
-            yield Damage(f"{steps.path}: differs from the committed steps")
-    except FormatError as error:
+        for s in range(len(list(array.shard_paths(0)))):
+            array.check_shard(0, s)
+        values = np.empty(array.n_chunks * array.chunk, np.int64)
+        for k in range(array.n_chunks):
+            array.read_chunk(0, k, values[k * array.chunk : (k + 1) * array.chunk])
+        if not np.array_equal(values[:n], store.steps):
+            yield Damage(f"{array.path}: differs from the committed steps")
+        if n == len(values) or values[n] > store.steps[-1]:
+            documents.append(canonical_json(array.metadata() | {"shape": [n + 1]}))
+    except (FormatError, StorageError) as error:
         yield Damage(str(error))
+    yield from _expect(array.path / "zarr.json", documents)
 
 
 def _legitimate_metadata(array: ZArray) -> list[bytes]:
@@ -178,16 +217,16 @@ def _check_vector(
             for s in range(len(list(array.shard_paths(t)))):
                 try:
                     array.check_shard(t, s)
-                except FormatError as error:
+                except (FormatError, StorageError) as error:
                     bad.append(Damage(f"{error}; step {step}", step))
         try:
             expected[t] = store.digests[dtype].read_row(t)
-        except FormatError as error:
+        except (FormatError, StorageError) as error:
             bad.append(Damage(f"{error}; step {step}", step))
     frame_digests.append(expected)
     if not vector.n_chunks:
         return bad
-    a_worker = 3 * vector.chunk * vector.dtype.itemsize
+    a_worker = 4 * vector.chunk * vector.dtype.itemsize
     plan = plan_workers("verify", count_workers(), a_worker, budget, expected.nbytes)
 
     def check(k: int) -> list[Damage]:
@@ -213,7 +252,7 @@ def _check_chunk(store: Store, vector: FlatVector, k: int, expected: Array) -> l
         broken = broken and not store.is_key(t)
         try:
             store.read_codes(dtype, t, k, codes)
-        except (FormatError, TrajkitError) as error:
+        except TrajkitError as error:
             bad.append(Damage(str(error), step))
             broken = True
             continue
@@ -238,33 +277,89 @@ def _check_frame_digests(store: Store, frame_digests: list[Array]) -> Iterator[D
             yield Damage(text, frame.step)
 
 
-def _compare(store: Store, paths: Sequence[Path], base: Path | None) -> tuple[int, list[Damage]]:
-    """Checkpoints on disk against the store, by the digests of their chunks."""
-    bad: list[Damage] = []
-    compared = 0
-    for found in find_series(paths, base).found:
-        if found.step not in store.steps:
-            bad.append(Damage(f"{found.path}: step {found.step} is not in the store", found.step))
-            continue
-        try:
-            bad += _compare_checkpoint(store, found.path, found.step)
-            compared += 1
-        except TrajkitError as error:
-            bad.append(Damage(str(error), found.step))
-    return compared, bad
+@dataclass(slots=True)
+class _Compared:
+    """What the comparison with checkpoints on disk came to."""
+
+    steps: int = 0
+    exact: int = 0
+    converted: list[int] = field(default_factory=list)
+    not_held: set[str] = field(default_factory=set)
+    bad: list[Damage] = field(default_factory=list)
 
 
-def _compare_checkpoint(store: Store, path: Path, step: int) -> Iterator[Damage]:
-    t = store.index_of(step)
-    checkpoint = open_checkpoint(path, step)
-    with FlatReader(checkpoint, store.vectors, store.commit.cast) as reader:
-        reader.check_tied()
-        for dtype, vector in store.vectors.items():
-            digests = store.digests[dtype].read_row(t)
-            for k in range(vector.n_chunks):
-                start, stop = vector.chunk_span(k)
-                bits = np.empty(stop - start, vector.dtype.bits)
-                reader.fill(dtype, start, stop, bits)
-                if chunk_digest(bits) != digests[k]:
-                    what = store.describe_chunk(dtype, t, k)
-                    yield Damage(f"{path}: differs from the store: {what}", step)
+def _compare(store: Store, found: Sequence[Found], budget: int, progress: Progress) -> _Compared:
+    """Checkpoints on disk against the store."""
+    result = _Compared()
+    vectors = store.vectors
+    plan = plan_workers(
+        "verify", count_workers(), bytes_a_worker(vectors, store.commit.cast), budget
+    )
+    progress(Started("compare", len(found) * sum(v.n_bytes for v in vectors.values())))
+    clock = time.perf_counter()
+    with ThreadPoolExecutor(plan.workers) as pool:
+        for item in found:
+            if item.step not in store.steps:
+                text = f"{item.path}: step {item.step} is not in the store"
+                result.bad.append(Damage(text, item.step))
+                continue
+            try:
+                checkpoint = open_checkpoint(item.path, item.step)
+                with FlatReader(checkpoint, vectors, store.commit.cast) as reader:
+                    bad = list(_compare_checkpoint(store, reader, pool, plan.workers, progress))
+                    converted = bool(reader.converted)
+            except TrajkitError as error:
+                result.bad.append(Damage(str(error), item.step))
+                continue
+            result.steps += 1
+            result.bad += bad
+            if item.path.is_dir():
+                held = {f.name for f in checkpoint.files} | {checkpoint.index_name}
+                others = {p.name for p in item.path.iterdir()} - held - set(checkpoint.side_files)
+                result.not_held |= others
+            if converted:
+                result.converted.append(item.step)
+            elif not bad:
+                result.exact += 1
+    seconds = time.perf_counter() - clock
+    progress(Finished(f"{result.steps} checkpoints on disk in {format_seconds(seconds)}"))
+    return result
+
+
+def _compare_checkpoint(
+    store: Store, reader: FlatReader, pool: Executor, workers: int, progress: Progress
+) -> Iterator[Damage]:
+    """What one checkpoint's files and the store do not agree in."""
+    checkpoint = reader.checkpoint
+    t = store.index_of(checkpoint.step)
+    kept = SourceRecord.read(store.path, store.commit.frames[t].source)
+    on_disk = describe_source(reader, lambda _, path: ("", _digest_file(path)))
+    for line in kept.differences(on_disk):
+        yield Damage(f"{checkpoint.root}: {line}; step {checkpoint.step}", checkpoint.step)
+    reader.check_tied()
+    for dtype, vector in store.vectors.items():
+        digests = store.digests[dtype].read_row(t)
+
+        def differs(
+            k: int, dtype: str = dtype, vector: FlatVector = vector, digests: Array = digests
+        ) -> bool:
+            start, stop = vector.chunk_span(k)
+            bits = np.empty(stop - start, vector.dtype.bits)
+            reader.fill(dtype, start, stop, bits)
+            return chunk_digest(bits) != int(digests[k])
+
+        for k, bad in map_in_order(pool, differs, range(vector.n_chunks), 2 * workers):
+            start, stop = vector.chunk_span(k)
+            progress(Advanced((stop - start) * vector.dtype.itemsize))
+            if bad:
+                what = store.describe_chunk(dtype, t, k)
+                text = f"{checkpoint.root}: differs from the store: {what}"
+                yield Damage(text, checkpoint.step)
+    reader.check_unchanged()
+
+
+def _digest_file(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, local
 from typing import IO, Any, Self
@@ -22,11 +23,20 @@ import numpy as np
 
 from trajkit.checkpoint import Checkpoint
 from trajkit.codecs import Array
-from trajkit.errors import AlreadyExists, FormatError, Locked, Mismatch, NotFound
+from trajkit.errors import (
+    AlreadyExists,
+    FormatError,
+    InvalidInput,
+    Locked,
+    Mismatch,
+    NotFound,
+    StorageError,
+    TrajkitError,
+)
 from trajkit.kernels import api as kernels
-from trajkit.layout import FlatVector, lay_out
+from trajkit.layout import CHUNK_ELEMENTS, FlatVector, lay_out
 from trajkit.parallel import map_in_order
-from trajkit.source import FlatReader, SourceRecord, source_path, stored_dtype
+from trajkit.source import FlatReader, describe_source, source_path, stored_dtype
 from trajkit.store import (
     Commit,
     Frame,
@@ -42,9 +52,14 @@ _OURS = {"tensors", "frames", "digests", "assets", "steps", "fits", ".lock", "za
 GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
 
-def bytes_a_worker(vectors: Mapping[str, FlatVector]) -> int:
-    """Memory of one chunk in work: bits, previous bits, codes, coded bytes (also queued)."""
-    return max((6 * v.chunk * v.dtype.itemsize for v in vectors.values()), default=0)
+def bytes_a_worker(vectors: Mapping[str, FlatVector], cast: str | None) -> int:
+    """Memory of one chunk in work, if it does not compress at all.
+
+    Three buffers (bits, previous bits, codes); the coded chunk without and with its checksum, and
+    two more that wait to be written; what a conversion holds besides, 8-byte elements at worst.
+    """
+    buffers = [(7 * v.dtype.itemsize + (32 if cast else 0)) * v.chunk for v in vectors.values()]
+    return max(buffers, default=0)
 
 
 class StoreLock:
@@ -60,29 +75,38 @@ class StoreLock:
                 file = self.path.open("a+")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = " ".join(file.read(200).split()) or "another process"
                 file.close()
                 raise Locked(
                     f"{self.path.parent}: {holder} is writing to this store; wait until it is done"
                 ) from None
+            except OSError as error:
+                file.close()
+                raise StorageError(
+                    f"{self.path}: cannot be locked here ({error.strerror}), and without a lock "
+                    "two writers could meet; keep the store on a file system that has flock"
+                ) from error
             try:
                 if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
                     break
             except FileNotFoundError:
                 pass  # the holder before us removed the file between our open and our lock
             file.close()
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
         self._file = file
+        with suppress(OSError):  # a full disk: the lock holds all the same, only without a name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         return self
 
     def __exit__(self, *exc: object) -> None:
         assert self._file is not None
-        self.path.unlink(missing_ok=True)
-        self._file.close()
+        with suppress(OSError):  # turned read-only meanwhile: a lock file without a lock is free
+            self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.close()
 
 
 class StoreWriter:
@@ -90,7 +114,8 @@ class StoreWriter:
 
     Raises:
         Locked: another process writes to the store.
-        AlreadyExists: the path is a folder that is not a trajkit store.
+        AlreadyExists: the path is a folder that is not a trajkit store, or a file.
+        StorageError: the disk refuses: full, read-only.
     """
 
     def __init__(self, path: Path, workers: int) -> None:
@@ -107,15 +132,17 @@ class StoreWriter:
         self._made = False
 
     def __enter__(self) -> Self:
-        self._made = not self.path.exists()
-        if not self._made and not (self.path / "zarr.json").exists():
-            strangers = sorted({p.name for p in self.path.iterdir()} - _OURS)
-            if strangers:
-                raise AlreadyExists(
-                    f"{self.path}: not a trajkit store (it holds {strangers[0]!r}); name a new "
-                    "folder with --store"
-                )
         with disk_errors(self.path):
+            self._made = not self.path.exists()
+            if not self._made and not self.path.is_dir():
+                raise AlreadyExists(f"{self.path}: a file, not a store; name another with --store")
+            if not self._made and not self._root.exists():
+                strangers = sorted({p.name for p in self.path.iterdir()} - _OURS)
+                if strangers:
+                    raise AlreadyExists(
+                        f"{self.path}: not a trajkit store (it holds {strangers[0]!r}); name a new "
+                        "folder with --store"
+                    )
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock.__enter__()
         try:
@@ -124,7 +151,8 @@ class StoreWriter:
             except NotFound:
                 self.store = None
             else:
-                self._heal(self.store)
+                with disk_errors(self.path):
+                    self._heal(self.store)
         except BaseException:
             self._lock.__exit__()
             raise
@@ -132,28 +160,40 @@ class StoreWriter:
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        if self.store is None and self._made:
+        if self._made and not self._root.exists():
             shutil.rmtree(self.path, ignore_errors=True)  # nothing was committed: leave no trace
         self._lock.__exit__()
 
-    def create(self, checkpoint: Checkpoint, codec: str, keyframes: int, cast: str | None) -> None:
+    @property
+    def _root(self) -> Path:
+        """The file whose replacement is the commit."""
+        return self.path / "zarr.json"
+
+    def create(
+        self,
+        checkpoint: Checkpoint,
+        codec: str,
+        keyframes: int,
+        cast: str | None,
+        chunk: int = CHUNK_ELEMENTS,
+    ) -> None:
         """Lay out a new store for this checkpoint's tensors; it exists with the first commit."""
-        vectors = lay_out(
-            (e.name, stored_dtype(e, cast), e.shape) for e in checkpoint.tensors.values()
-        )
+        entries = checkpoint.tensors.values()
+        vectors = lay_out(((e.name, stored_dtype(e, cast), e.shape) for e in entries), chunk)
         table = canonical_json(table_document(vectors))
-        chunk = max((v.chunk for v in vectors.values()), default=1)
         commit = Commit(
             codec=codec,
             keyframes=keyframes,
-            chunk=chunk,
+            chunk=max((v.chunk for v in vectors.values()), default=1),
             sizes={d: v.size for d, v in vectors.items()},
             tensors_sha256=hashlib.sha256(table).hexdigest(),
             cast=cast,
             frames=(),
         )
         for leftover in ("frames", "digests", "steps", "assets", "fits"):
-            shutil.rmtree(self.path / leftover, ignore_errors=True)
+            if (self.path / leftover).exists():
+                with disk_errors(self.path):
+                    shutil.rmtree(self.path / leftover)
         for group in ("tensors", "frames", "digests", "assets"):
             with disk_errors(self.path):
                 (self.path / group).mkdir(exist_ok=True)
@@ -180,9 +220,20 @@ class StoreWriter:
                 chunk read from them is checked against its digest, and a chunk that does not match
                 is decoded from the store instead.
             advanced: called with the raw bytes of each chunk done.
+
+        Raises:
+            InvalidInput: the step is not later than the last committed one.
+            HalfWritten: the files changed while they were read. Mismatch: see :meth:`check_tied`.
+            StorageError: the disk refuses; the store is as it was.
         """
         store = self.layout()
         t = len(store.commit.frames)
+        step = reader.checkpoint.step
+        if t and step <= store.commit.frames[-1].step:
+            raise InvalidInput(
+                f"{reader.checkpoint.root}: step {step} is not later than the last committed step "
+                f"{store.commit.frames[-1].step}, and frames are never rewritten"
+            )
         reader.check_tied()
         stored = 0
         digests = []
@@ -190,10 +241,11 @@ class StoreWriter:
             n_bytes, chunk_digests = self._write_frame(store, dtype, t, reader, previous, advanced)
             stored += n_bytes
             digests.append(chunk_digests)
-        source, record = self._record(reader).pack()
+        reader.check_unchanged()
+        source, record = describe_source(reader, self._keep_asset).pack()
         if not source_path(self.path, source).exists():
             replace_file(source_path(self.path, source), record)
-        frame = Frame(reader.checkpoint.step, frame_digest(digests), source, stored)
+        frame = Frame(step, frame_digest(digests), source, stored)
         self._commit(store.grown(add_frame(store.commit, frame)))
         return frame
 
@@ -208,7 +260,7 @@ class StoreWriter:
                     sync_directory(array.path / "c")
         store.steps_array.write_row(store.steps)
         store.steps_array.write_metadata()
-        replace_file(self.path / "zarr.json", canonical_json(store.commit.document()))
+        replace_file(self._root, canonical_json(store.commit.document()))
         self.store = store
 
     def _write_frame(
@@ -297,7 +349,7 @@ class StoreWriter:
         if previous is not None and committed is not None:
             try:
                 previous.fill(dtype, start, stop, out[:n])
-            except FormatError:
+            except TrajkitError:
                 pass  # its files are gone or changed: the store has the bits
             else:
                 if chunk_digest(out[:n]) == committed[k]:
@@ -306,28 +358,13 @@ class StoreWriter:
         store.read_bits(dtype, t - 1, k, out, scratch)
 
     def _chunk_buffers(self, vector: FlatVector) -> tuple[Array, Array, Array]:
-        """Three chunk-sized buffers of the calling thread, made once a dtype."""
-        key = f"{vector.dtype.name}"
-        buffers = getattr(self._buffers, key, None)
-        if buffers is None:
-            buffers = tuple(np.empty(vector.chunk, vector.dtype.bits) for _ in range(3))
-            setattr(self._buffers, key, buffers)
-        return buffers
-
-    def _record(self, reader: FlatReader) -> SourceRecord:
-        """Describe the checkpoint's files, and keep its side files as assets."""
-        checkpoint = reader.checkpoint
-        index = None
-        if checkpoint.index is not None and checkpoint.index_name is not None:
-            index = (checkpoint.index_name, checkpoint.index.decode())
-        return SourceRecord(
-            files=tuple((f.name, f.header.decode()) for f in checkpoint.files),
-            index=index,
-            prefix=checkpoint.prefix,
-            tied=reader.tied,
-            absent=reader.absent,
-            assets={n: self._keep_asset(n, p) for n, p in sorted(checkpoint.side_files.items())},
-        )
+        """Three chunk-sized buffers of the calling thread; one memory for all dtypes."""
+        n_bytes = vector.chunk * vector.dtype.itemsize
+        memory = getattr(self._buffers, "memory", None)
+        if memory is None or memory.shape[1] < n_bytes:
+            self._buffers.memory = memory = np.empty((3, n_bytes), np.uint8)
+        bits, before, scratch = memory[:, :n_bytes].view(vector.dtype.bits)
+        return bits, before, scratch
 
     def _keep_asset(self, name: str, path: Path) -> tuple[str, str]:
         """Copy a side file into ``assets/`` unless it is there: (file name there, sha256)."""
@@ -341,7 +378,7 @@ class StoreWriter:
                 return kept, sha
             if target.read_bytes() == content:
                 return kept, sha
-        raise FormatError(f"{self.path / 'assets' / name}: damaged: its digest does not match")
+        raise FormatError(f"{target}: damaged: its digest does not match its name")
 
     def _heal(self, store: Store) -> None:
         """Remove what a killed writer left beyond the commit."""

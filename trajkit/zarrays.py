@@ -25,14 +25,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trajkit.codecs import Array, Codec, with_checksum, without_checksum
-from trajkit.errors import FormatError, StorageError
+from trajkit.errors import FormatError, StorageError, TrajkitError
 
-SHARD_CHUNKS = 512
-"""chunks a shard file at most, so that a frame of any size is a handful of files"""
+SHARD_CHUNKS = 1024
+"""chunks a shard file at most (512 MiB of bf16), so that a frame is a handful of files"""
 
 _INDEX_ENTRY_BYTES = 16
 _MISSING = 2**64 - 1
-_CACHED_INDEXES = 4096
+_CACHED_INDEX_BYTES = 1 << 24
 
 
 def canonical_json(document: Any) -> bytes:
@@ -76,7 +76,7 @@ class disk_errors:  # noqa: N801 - used as a context manager, reads as a phrase
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, StorageError):
+        if isinstance(error, OSError) and not isinstance(error, TrajkitError):
             reason = error.strerror or str(error)
             raise StorageError(
                 f"{self.path}: {reason}; what was committed is intact, and the same command "
@@ -180,14 +180,13 @@ class ZArray:
             with path.open("rb", buffering=0) as file:
                 index = self._index(file, path, row, s)
                 offset, length = int(index[inner, 0]), int(index[inner, 1])
-                coded = os.pread(file.fileno(), length, offset)
-        except FileNotFoundError:
+                if offset + length > os.fstat(file.fileno()).st_size:  # also: marked as missing
+                    raise FormatError(f"{path}: the file ends before chunk {k} does")
+                return os.pread(file.fileno(), length, offset)
+        except (FileNotFoundError, NotADirectoryError):
             raise FormatError(f"{path}: missing from the store") from None
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror or error}") from error
-        if len(coded) != length:
-            raise FormatError(f"{path}: the file ends inside chunk {k}")
-        return coded
 
     def read_chunk(self, row: int, k: int, out: Array) -> None:
         """Fill ``out`` (C elements of the array's dtype, padding included) with a chunk."""
@@ -215,14 +214,20 @@ class ZArray:
                 writer.append(self.codec.encode(chunk))
 
     def check_shard(self, row: int, s: int) -> None:
-        """Raise :class:`FormatError` unless shard ``s`` is exactly its chunks and its index."""
+        """Check that shard ``s`` is exactly its chunks and its index.
+
+        Raises:
+            FormatError: it is not. StorageError: the disk refused to read it.
+        """
         path = self.row_path(row) / str(s)
         try:
             with path.open("rb", buffering=0) as file:
                 index = self._index(file, path, row, s, cached=False)
                 size = os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise FormatError(f"{path}: missing from the store") from None
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror or error}") from error
         used = index[index[:, 0] != _MISSING].astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(used[:, 1])])
         body = size - len(index) * _INDEX_ENTRY_BYTES - 4
@@ -230,7 +235,7 @@ class ZArray:
             raise FormatError(f"{path}: the chunks do not fill the file end to end")
 
     def _index(self, file: Any, path: Path, row: int, s: int, cached: bool = True) -> Array:
-        """The shard's index, uint64 [chunks a shard, 2]; kept for the last few thousand shards."""
+        """The shard's index, uint64 [chunks a shard, 2]; those read last are kept."""
         key = (row, s)
         if cached:
             with self._lock:
@@ -248,7 +253,7 @@ class ZArray:
         index = np.frombuffer(body, "<u8").reshape(-1, 2)
         with self._lock:
             self._indexes[key] = index
-            while len(self._indexes) > _CACHED_INDEXES:
+            while len(self._indexes) * n_bytes > _CACHED_INDEX_BYTES:
                 self._indexes.popitem(last=False)
         return index
 
