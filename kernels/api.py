@@ -483,7 +483,7 @@ def _check_extrapolation(
     """Raise ValueError unless bits, float32 numbers and flags are all [N]."""
     if rounding not in ("nearest", "stochastic"):
         raise ValueError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}")
-    expected = [(array, format_of(dtype).bits) for array in bits]
+    expected: list[tuple[Any, Any]] = [(array, format_of(dtype).bits) for array in bits]
     expected += [(array, np.dtype(np.float32)) for array in floats]
     expected += [(flags, np.dtype(np.uint8))] if flags is not None else []
     for array, wanted in expected:

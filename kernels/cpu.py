@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trajkit.kernels import cpu_frames, cpu_round, cpu_solve
-from trajkit.kernels.cpu_bits import TILE, flat, layout_of, word_of
+from trajkit.kernels.cpu_bits import TILE, flat, layout_of, scratch_tile
 from trajkit.kernels.formats import Bits, format_of
 from trajkit.kernels.sums import (
     Solution,
     Stats,
     Sums,
+    mix_seed,
     new_stats,
     new_sums,
     span_units,
     take_steps,
-    mix_seed,
 )
 
 __all__ = [
@@ -48,8 +48,8 @@ def accumulate_frames(
     window = _window(sums, is_key_T, steps_T)
     if len(is_key_T) == 0:
         return
-    words = np.zeros(cpu_frames.WORD_ROWS * TILE, dtype=word_of(form))
-    work = np.zeros(cpu_frames.FLOAT_ROWS * TILE, dtype=form.work)
+    words = scratch_tile(cpu_frames.WORD_ROWS, form.bits)
+    work = scratch_tile(cpu_frames.FLOAT_ROWS, form.work)
     cpu_frames.accumulate(
         flat(codes_TN),
         _stride(codes_TN),
@@ -73,8 +73,8 @@ def solve(sums: Sums, *, min_range: float = 0.0, few: int = 4) -> Solution:
         _design(sums, min_range, few),
         layout_of(form),
         _state(sums),
-        np.zeros(TILE, dtype=word_of(form)),
-        np.zeros(cpu_solve.ROWS * TILE),
+        np.zeros(TILE, dtype=form.bits),
+        scratch_tile(cpu_solve.ROWS, np.dtype(np.float64)),
         answer,
     )
     return Solution(*answer, bits_last=sums.bits_last.copy())
@@ -104,9 +104,9 @@ def fit_frames(
         layout_of(form),
         _state(scratch),
         np.zeros(3 * cpu_frames.RUNS),
-        np.zeros(cpu_frames.WORD_ROWS * TILE, dtype=word_of(form)),
-        np.zeros(cpu_frames.FLOAT_ROWS * TILE, dtype=form.work),
-        np.zeros(cpu_solve.ROWS * TILE),
+        scratch_tile(cpu_frames.WORD_ROWS, form.bits),
+        scratch_tile(cpu_frames.FLOAT_ROWS, form.work),
+        scratch_tile(cpu_solve.ROWS, np.dtype(np.float64)),
         answer,
         bits_last,
     )
@@ -137,14 +137,15 @@ def summarise(solution: Solution, threshold: float, steps_window: float, dtype: 
         stats.hist_drift_t,
         stats.hist_ulps,
     )
-    hists = (
+    hists: Any = (
         stats.hist_rsq,
         stats.hist_rsq_kept,
         stats.hist_dw,
         stats.hist_drift_t,
         stats.hist_ulps,
     )
-    return Stats(threshold, steps_window, *counts.tolist(), *moments.tolist(), *hists)
+    numbers: list[Any] = [*counts.tolist(), *moments.tolist(), *hists]
+    return Stats(threshold, steps_window, *numbers)
 
 
 def encode_frame(bits_N: Bits, prev_N: Bits, out_N: Bits) -> None:
@@ -194,7 +195,7 @@ def extrapolate_line(
         np.uint64(first_index % 2**64),
         layout_of(form),
         np.zeros(TILE, dtype=form.work),
-        np.zeros(TILE, dtype=word_of(form)),
+        np.zeros(TILE, dtype=form.bits),
         np.zeros(TILE, dtype=form.bits),
         np.zeros(TILE, dtype=np.uint8),
         _writable(out_bits),
@@ -236,7 +237,7 @@ def extrapolate_pair(
         np.uint64(first_index % 2**64),
         layout_of(form),
         np.zeros(2 * TILE, dtype=form.work),
-        np.zeros(2 * TILE, dtype=word_of(form)),
+        np.zeros(2 * TILE, dtype=form.bits),
         np.zeros(TILE, dtype=form.bits),
         np.zeros(TILE, dtype=np.uint8),
         _writable(out_bits),
@@ -308,8 +309,8 @@ def _new_answer(n: int) -> cpu_solve.Answer:
 def _stride(codes_TN: Bits) -> int:
     """Elements from one frame to the next, in the array that :func:`flat` makes."""
     if codes_TN.shape[0] < 2 or codes_TN.size == 0:
-        return codes_TN.shape[1]
-    return codes_TN.strides[0] // codes_TN.itemsize
+        return int(codes_TN.shape[1])
+    return int(codes_TN.strides[0] // codes_TN.itemsize)
 
 
 def _writable(out_N: Bits) -> Bits:

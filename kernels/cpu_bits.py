@@ -4,9 +4,10 @@ Everything compiled works on *tiles*: TILE elements held in flat scratch arrays,
 quantity, small enough for the first-level cache. One base pointer and constant row offsets let
 LLVM prove that rows do not overlap, so every loop over a tile becomes vector code.
 
-The bits of every format lie at the top of the word (uint32, or uint64 for float64), zeros below.
-A float32 and a bfloat16 are then their own float32, and the wrapping arithmetic of delta frames
-needs no mask.
+Words are the format's own unsigned integers, so that 16-bit codes are decoded and compared 32 at a
+time; only a value is made of 32 bits, with the format's bits at their top, where a bfloat16 is its
+own float32. No loop shifts by a number that is not a constant: numba computes integers in 64 bits,
+and LLVM narrows such loops again only where it knows the shift.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from trajkit.kernels.formats import Format
 
 TILE = 256
+CACHE_LINE = 64
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -40,8 +43,6 @@ def compiled_fused(function: Function) -> Function:
 class Layout(NamedTuple):
     """What compiled code must know of a format."""
 
-    shift: int
-    """from the format's width to the word's"""
     direct: bool
     """the word is the value's own bit pattern"""
     down: int
@@ -62,14 +63,13 @@ class Layout(NamedTuple):
 
 def layout_of(form: Format) -> Layout:
     """The layout of a format."""
-    word = 64 if form.width == 64 else 32
-    down = 23 - (form.mantissa + word - form.width)  # negative: to the right
+    top = max(form.width, 32)
+    down = 23 - (form.mantissa + top - form.width)  # negative: to the right
     rebias = (127 - form.bias) << 23
     field_all_ones = ((1 << (form.width - 1 - form.mantissa)) - 1) << 23
     special = field_all_ones | (7 << 20 if form.name == "float8_e4m3fn" else 0)
     direct = form.name in ("bfloat16", "float32", "float64")
     return Layout(
-        word - form.width,
         direct,
         0 if direct else -down,
         0 if direct else rebias,
@@ -81,9 +81,11 @@ def layout_of(form: Format) -> Layout:
     )
 
 
-def word_of(form: Format) -> np.dtype[np.unsignedinteger[Any]]:
-    """The word that holds a format's bits at its top."""
-    return np.dtype(np.uint64 if form.width == 64 else np.uint32)
+def scratch_tile(rows: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros for so many rows of a tile, beginning on a cache line: vectors must not straddle two."""
+    memory = np.zeros(rows * TILE * dtype.itemsize + CACHE_LINE, dtype=np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + rows * TILE * dtype.itemsize].view(dtype)
 
 
 class _Whole:
@@ -139,6 +141,50 @@ def as_word(typingctx: Any, value: Any) -> Any:
     return result(value), codegen
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def at_top(typingctx: Any, word: Any) -> Any:
+    """The bits of a format of 8 or 16 moved to the top of a word of 32; wider ones as they are."""
+    result = word if word.bitwidth >= 32 else types.uint32
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.args[0].bitwidth >= 32:
+            return args[0]
+        wide = builder.zext(args[0], ir.IntType(32))
+        return builder.shl(wide, ir.Constant(ir.IntType(32), 32 - signature.args[0].bitwidth))
+
+    return result(word), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def wide_vectors(typingctx: Any) -> Any:
+    """Let LLVM use vectors of 512 bits in the function that calls this, where there are any."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of ``array[index]``, to be read soon."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte_ptr = ir.IntType(8).as_pointer()
+        place = builder.bitcast(builder.gep(data, [args[1]]), byte_ptr)
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte_ptr, i32, i32, i32])
+        name = "llvm.prefetch.p0i8"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        read, near, data_cache = (ir.Constant(i32, value) for value in (0, 2, 1))
+        builder.call(function, [place, read, near, data_cache])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
 @compiled
 def value_of(word: Any, layout: Layout) -> Any:
     """The number a word stands for.
@@ -147,9 +193,10 @@ def value_of(word: Any, layout: Layout) -> Any:
     the biases (twice for Inf and NaN, which brings the field to 255); subnormals get the field of
     the smallest normal number, which is then subtracted.
     """
+    top = at_top(word)
     if layout.direct:
-        return as_float(word)
-    u = np.uint32(word)
+        return as_float(top)
+    u = np.uint32(top)
     size = np.uint32(u & np.uint32(0x7FFFFFFF)) >> np.uint32(layout.down)
     rebias = np.uint32(layout.rebias)
     moved = np.uint32(size + rebias)

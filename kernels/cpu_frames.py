@@ -22,13 +22,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels.cpu_bits import TILE, Layout, compiled, compiled_fused, value_of
+from trajkit.kernels.cpu_bits import (
+    TILE,
+    Layout,
+    as_float,
+    at_top,
+    compiled,
+    compiled_fused,
+    prefetch,
+    value_of,
+    wide_vectors,
+)
 
 BATCH = 64
 """frames summed in the work dtype before they are folded"""
 TINY, HUGE = 2.0**-110, 2.0**110
 """sums of squares beyond these may have lost terms to underflow, or overflowed, in float32"""
 
+LOOK = 8
+"""frames between two looks at whether a busy tile has come to rest"""
 RUNS = 4
 """runs of equal frames that are decoded before they are added; _add_runs is written for four"""
 
@@ -73,69 +85,91 @@ class Window(NamedTuple):
 
 
 @compiled
-def _is_changed(row: Any, is_key: bool, src: int, layout: Layout, words: Any) -> bool:
-    """Whether a frame of codes changes any bit of the tile in the row ``src``."""
+def fetch_ahead(codes: Any, at: int) -> None:
+    """Ask for the codes of the next tile: rows lie too far apart for the processor to guess."""
+    line = 64 // codes.itemsize
+    for j in range(at, min(at + TILE, len(codes)), line):
+        prefetch(codes, j)
+
+
+@compiled
+def _is_changed(codes: Any, at: Any, is_key: bool, src: int, words: Any) -> bool:
+    """Whether a frame's codes, from ``at`` on, change a bit of the tile in the row ``src``."""
+    wide_vectors()
     word = words.dtype.type
-    shift = word(layout.shift)
+    before = np.uint64(src)
     changed = word(0)
     if is_key:
-        before = words[src : src + TILE]
-        for i in range(len(row)):
-            changed = word(changed | word(word(word(row[i]) << shift) ^ before[i]))
+        for i in range(TILE):
+            j = np.uint64(i)
+            changed = word(changed | word(codes[at + j] ^ words[before + j]))
     else:
-        for i in range(len(row)):
-            changed = word(changed | word(row[i]))
+        for i in range(TILE):
+            changed = word(changed | codes[at + np.uint64(i)])
     return bool(changed != word(0))
 
 
 @compiled
 def _decode(
-    row: Any, is_key: bool, src: int, k: int, layout: Layout, words: Any, work: Any
+    codes: Any, at: Any, is_key: bool, src: int, k: int, layout: Layout, words: Any, work: Any
 ) -> None:
-    """Bits and numbers of run ``k``, from its codes and the bits before, in the row ``src``."""
+    """Bits of run ``k`` from its codes and the bits before, in the row ``src``; numbers if need be.
+
+    Unsigned offsets and a constant length keep the loops free of checks.
+    """
+    wide_vectors()
     word = words.dtype.type
-    shift, one, zero = word(layout.shift), word(1), word(0)
-    before = words[src : src + TILE]
-    raw_k = words[RAW + k * TILE : RAW + (k + 1) * TILE]
-    new_k = work[NEW + k * TILE : NEW + (k + 1) * TILE]
+    one, zero = word(1), word(0)
+    before, now = np.uint64(src), np.uint64(RAW + k * TILE)
     if is_key:
-        for i in range(len(row)):
-            raw = word(word(row[i]) << shift)
-            raw_k[i] = raw
-            new_k[i] = value_of(raw, layout)
+        for i in range(TILE):
+            words[now + np.uint64(i)] = codes[at + np.uint64(i)]
     else:
-        for i in range(len(row)):
-            code = word(row[i])
+        for i in range(TILE):
+            j = np.uint64(i)
+            code = codes[at + j]
             delta = word(word(code >> one) ^ word(zero - word(code & one)))
-            raw = word(before[i] + word(delta << shift))
-            raw_k[i] = raw
-            new_k[i] = value_of(raw, layout)
+            words[now + j] = word(words[before + j] + delta)
+    if not layout.direct:
+        new = np.uint64(NEW + k * TILE)
+        for i in range(TILE):
+            j = np.uint64(i)
+            work[new + j] = value_of(words[now + j], layout)
 
 
 @compiled
 def _repeat(k: int, words: Any, work: Any) -> None:
     """Fill the runs after ``k`` with its bits and numbers: no change, and no weight."""
+    raw, new = np.uint64(RAW + k * TILE), np.uint64(NEW + k * TILE)
     for later in range(k + 1, RUNS):
+        raw_later, new_later = np.uint64(RAW + later * TILE), np.uint64(NEW + later * TILE)
         for i in range(TILE):
-            words[RAW + later * TILE + i] = words[RAW + k * TILE + i]
+            words[raw_later + np.uint64(i)] = words[raw + np.uint64(i)]
         for i in range(TILE):
-            work[NEW + later * TILE + i] = work[NEW + k * TILE + i]
+            work[new_later + np.uint64(i)] = work[new + np.uint64(i)]
 
 
 @compiled_fused
-def _add_runs(runs: Any, words: Any, work: Any) -> None:
+def _add_runs(direct: bool, runs: Any, words: Any, work: Any) -> None:
     """Add RUNS runs of frames to the sums: each its frames, its sum of u, and the Δu before it.
 
     The sums are read and written once for all of them, which is what this loop waits for.
     """
+    wide_vectors()
     word, real = words.dtype.type, work.dtype.type
     n_0, n_1, n_2, n_3 = real(runs[0]), real(runs[1]), real(runs[2]), real(runs[3])
     u_0, u_1, u_2, u_3 = real(runs[4]), real(runs[5]), real(runs[6]), real(runs[7])
     du_0, du_1, du_2, du_3 = real(runs[8]), real(runs[9]), real(runs[10]), real(runs[11])
     for i in range(TILE):
         origin, y = work[ORIGIN + i], work[OLD + i]
-        y_0, y_1 = work[NEW + i], work[NEW + TILE + i]
-        y_2, y_3 = work[NEW + 2 * TILE + i], work[NEW + 3 * TILE + i]
+        if direct:  # the word, moved up, is the number; LLVM makes two loops of this one
+            y_0 = as_float(at_top(words[RAW + i]))
+            y_1 = as_float(at_top(words[RAW + TILE + i]))
+            y_2 = as_float(at_top(words[RAW + 2 * TILE + i]))
+            y_3 = as_float(at_top(words[RAW + 3 * TILE + i]))
+        else:
+            y_0, y_1 = work[NEW + i], work[NEW + TILE + i]
+            y_2, y_3 = work[NEW + 2 * TILE + i], work[NEW + 3 * TILE + i]
         d_0, d_1, d_2, d_3 = y_0 - origin, y_1 - origin, y_2 - origin, y_3 - origin
         w_0, w_1, w_2, w_3 = n_0 * d_0, n_1 * d_1, n_2 * d_2, n_3 * d_3
         work[SD + i] += (w_0 + w_1) + (w_2 + w_3)
@@ -161,6 +195,7 @@ def _note_distinct(n: int, words: Any) -> bool:
 
     Until four distinct values have been seen the last three are all there are.
     """
+    wide_vectors()
     word = words.dtype.type
     one, zero, enough = word(1), word(0), word(4)
     for i in range(TILE):
@@ -174,7 +209,7 @@ def _note_distinct(n: int, words: Any) -> bool:
             a = raw if is_new else a
             distinct = word(distinct + word(is_new))
         words[SLOT_A + i], words[SLOT_B + i] = a, b
-        words[DISTINCT + i] = distinct
+        words[DISTINCT + i] = distinct if distinct < enough else enough
     unsure = zero
     for i in range(n):
         unsure = word(unsure | word(words[DISTINCT + i] < enough))
@@ -186,11 +221,12 @@ def _begin(
     row: Any, fresh: bool, lo: int, hi: int, layout: Layout, state: State, words: Any, work: Any
 ) -> None:
     """Set up a tile: from the state, or from the first frame where there is none yet."""
+    wide_vectors()
     word = words.dtype.type
-    shift, one, zero = word(layout.shift), word(1), word(0)
+    one, zero = word(1), word(0)
     last = row if fresh else state.bits_last[lo:hi]
     for i in range(len(last)):
-        words[RAW + i] = word(word(last[i]) << shift)
+        words[RAW + i] = last[i]
     for i in range(TILE):
         work[OLD + i] = value_of(words[RAW + i], layout)
     y_first, y_min, y_max = state.y_first[lo:hi], state.y_min[lo:hi], state.y_max[lo:hi]
@@ -207,14 +243,16 @@ def _begin(
         for sums in (state.s_d, state.s_ud, state.s_dd, state.q, state.p):
             sums[lo:hi] = 0.0
         state.changes[lo:hi] = 0
-        state.invalid[lo:hi] = 0
+        invalid = state.invalid[lo:hi]
+        for i in range(hi - lo):  # the sums find later NaN and Inf, but not in frames all alike
+            invalid[i] = np.uint8(not np.isfinite(work[OLD + i]))
     else:
         slot_1, slot_2, slot_3 = state.slot_1[lo:hi], state.slot_2[lo:hi], state.slot_3[lo:hi]
         distinct = state.distinct[lo:hi]
         for i in range(hi - lo):
-            words[FIRST + i] = word(word(slot_1[i]) << shift)
-            words[SLOT_B + i] = word(word(slot_2[i]) << shift)
-            words[SLOT_A + i] = word(word(slot_3[i]) << shift)
+            words[FIRST + i] = slot_1[i]
+            words[SLOT_B + i] = slot_2[i]
+            words[SLOT_A + i] = slot_3[i]
             words[DISTINCT + i] = word(distinct[i])
         for i in range(hi - lo):
             work[MIN + i] = y_min[i]
@@ -226,13 +264,14 @@ def _finish(
     src: int, lo: int, hi: int, layout: Layout, state: State, words: Any, work: Any
 ) -> None:
     """Write back what is not a sum; the last bits are in the row ``src``."""
+    wide_vectors()
     word = words.dtype.type
-    shift, enough = word(layout.shift), word(4)
+    enough = word(4)
     bits_last, y_min, y_max = state.bits_last[lo:hi], state.y_min[lo:hi], state.y_max[lo:hi]
     slot_1, slot_2, slot_3 = state.slot_1[lo:hi], state.slot_2[lo:hi], state.slot_3[lo:hi]
     distinct = state.distinct[lo:hi]
     for i in range(hi - lo):
-        bits_last[i] = words[src + i] >> shift
+        bits_last[i] = words[src + i]
     for i in range(hi - lo):
         y_min[i] = work[MIN + i]
     for i in range(hi - lo):
@@ -240,17 +279,18 @@ def _finish(
     for i in range(hi - lo):
         distinct[i] = min(words[DISTINCT + i], enough)
     for i in range(hi - lo):
-        slot_1[i] = words[FIRST + i] >> shift
+        slot_1[i] = words[FIRST + i]
     for i in range(hi - lo):  # a slot not taken repeats the one before
         a, b = words[SLOT_A + i], words[SLOT_B + i]
-        slot_2[i] = (a if words[DISTINCT + i] == word(2) else b) >> shift
+        slot_2[i] = a if words[DISTINCT + i] == word(2) else b
     for i in range(hi - lo):
-        slot_3[i] = words[SLOT_A + i] >> shift
+        slot_3[i] = words[SLOT_A + i]
 
 
 @compiled_fused
 def _fold(frames: int, c: float, lo: int, hi: int, state: State, words: Any, work: Any) -> None:
     """Add the sums of a batch to the state; one array a loop, which LLVM can vectorise."""
+    wide_vectors()
     count, n = np.float64(frames), hi - lo
     y_first, changes = state.y_first[lo:hi], state.changes[lo:hi]
     s_d, s_ud, s_dd = state.s_d[lo:hi], state.s_ud[lo:hi], state.s_dd[lo:hi]
@@ -302,7 +342,7 @@ def _sum_again(
     Zeroes the element's sums in the tile, so that the fold after it adds the shift alone.
     """
     word = words.dtype.type
-    shift, one, zero = word(layout.shift), word(1), word(0)
+    one, zero = word(1), word(0)
     raw = words[START + i]
     origin = np.float64(work[ORIGIN + i])
     old = origin
@@ -311,10 +351,10 @@ def _sum_again(
     for t in range(start, stop):
         code = word(codes[t * stride + column + i])
         if window.is_key_T[t]:
-            raw = word(code << shift)
+            raw = code
         else:
             delta = word(word(code >> one) ^ word(zero - word(code & one)))
-            raw = word(raw + word(delta << shift))
+            raw = word(raw + delta)
         y = np.float64(value_of(raw, layout))
         valid = valid and np.isfinite(y)
         d, step = y - origin, y - old
@@ -338,6 +378,14 @@ def _sum_again(
 
 
 @compiled
+def _flush(n: int, runs: Any, words: Any, work: Any, layout: Layout, unsure: bool) -> bool:
+    """Add the runs to the sums; whether some element still has fewer than four distinct values."""
+    wide_vectors()
+    _add_runs(layout.direct, runs, words, work)
+    return _note_distinct(n, words) if unsure else False
+
+
+@compiled
 def _sum_batch(
     codes: Any, stride: int, column: int, n: int, start: int, stop: int, src: int, window: Window,
     layout: Layout, runs: Any, words: Any, work: Any, unsure: bool,
@@ -346,29 +394,30 @@ def _sum_batch(
 
     Returns the row of the last bits, and whether some element has fewer than four distinct values.
     """
+    wide_vectors()
     k = 0
+    busy = False
     for t in range(start, stop):
-        row = codes[t * stride + column : t * stride + column + n]
-        if not _is_changed(row, window.is_key_T[t], src, layout, words):
+        at = np.uint64(t * stride + column)
+        fetch_ahead(codes, t * stride + column + TILE)
+        # a tile that just changed will mostly change again: then it is looked at now and then
+        busy = (busy and t % LOOK != 0) or _is_changed(codes, at, window.is_key_T[t], src, words)
+        if not busy:
             if k > 0:  # before the first change d is 0
                 runs[k - 1] += 1.0
                 runs[RUNS + k - 1] += window.u_T[t]
             continue
         if k == RUNS:
-            _add_runs(runs, words, work)
-            if unsure:
-                unsure = _note_distinct(n, words)
+            unsure = _flush(n, runs, words, work, layout, unsure)
             k = 0
-        _decode(row, window.is_key_T[t], src, k, layout, words, work)
+        _decode(codes, at, window.is_key_T[t], src, k, layout, words, work)
         src = RAW + k * TILE
         runs[k], runs[RUNS + k], runs[2 * RUNS + k] = 1.0, window.u_T[t], window.du_T[t]
         k += 1
     if k > 0:
         _repeat(k - 1, words, work)
         runs[k:RUNS] = runs[RUNS + k : 2 * RUNS] = runs[2 * RUNS + k :] = 0.0
-        _add_runs(runs, words, work)
-        if unsure:
-            unsure = _note_distinct(n, words)
+        unsure = _flush(n, runs, words, work, layout, unsure)
     return src, unsure
 
 
@@ -379,8 +428,30 @@ def accumulate_tile(
 ) -> None:  # fmt: skip
     """All frames of a call, for the elements lo .. lo + n - 1 of the state (n <= TILE).
 
-    Their codes begin at ``codes[t * stride + column]``.
+    Their codes begin at ``codes[t * stride + column]``. Loops always run over whole tiles, so the
+    codes of a last, shorter one are copied to where there is room.
     """
+    wide_vectors()
+    if n == TILE:
+        _accumulate_whole(
+            codes, stride, column, lo, n, fresh, window, layout, state, runs, words, work
+        )
+        return
+    frames = len(window.is_key_T)
+    padded = np.zeros(frames * TILE, dtype=codes.dtype)
+    for t in range(frames):
+        for i in range(n):
+            padded[t * TILE + i] = codes[t * stride + column + i]
+    _accumulate_whole(padded, TILE, 0, lo, n, fresh, window, layout, state, runs, words, work)
+
+
+@compiled
+def _accumulate_whole(
+    codes: Any, stride: int, column: int, lo: int, n: int, fresh: bool, window: Window,
+    layout: Layout, state: State, runs: Any, words: Any, work: Any,
+) -> None:  # fmt: skip
+    """As :func:`accumulate_tile`, where TILE codes can be read from each row."""
+    wide_vectors()
     word, real = words.dtype.type, work.dtype.type
     tiny, huge = real(TINY), real(HUGE)
     if words.itemsize == 8:
@@ -403,12 +474,12 @@ def accumulate_tile(
         )
         if _any_suspect(n, tiny, huge, words, work):
             for i in range(n):
-                if _is_suspect(words[CHANGED + i], work[SDD + i], work[Q + i], tiny, huge):
-                    if state.invalid[lo + i] == 0:
-                        _sum_again(
-                            codes, stride, column, start, stop, c, lo, i,
-                            window, layout, state, words, work,
-                        )  # fmt: skip
+                suspect = _is_suspect(words[CHANGED + i], work[SDD + i], work[Q + i], tiny, huge)
+                if suspect and state.invalid[lo + i] == 0:
+                    _sum_again(
+                        codes, stride, column, start, stop, c, lo, i,
+                        window, layout, state, words, work,
+                    )  # fmt: skip
         _fold(stop - start, c, lo, hi, state, words, work)
     _finish(src, lo, hi, layout, state, words, work)
 
@@ -419,6 +490,7 @@ def accumulate(
     runs: Any, words: Any, work: Any,
 ) -> None:  # fmt: skip
     """All frames of a call, for all N elements."""
+    wide_vectors()
     for lo in range(0, n, TILE):
         size = min(TILE, n - lo)
         accumulate_tile(

@@ -14,7 +14,7 @@ from trajkit.kernels.flags import FLAG_INVALID, FLAG_STATIC
 
 @compiled
 def encode(bits: Any, prev: Any, out: Any, scratch: Any, top: int) -> None:
-    """Zigzag of bits - prev; ``scratch`` is a tile of the frame's dtype, ``top`` the sign's place."""
+    """Zigzag of bits - prev; ``scratch``: a tile of the frame's dtype, ``top``: the sign's place."""
     word = out.dtype.type
     one, zero, sign = word(1), word(0), word(top)
     for lo in range(0, len(out), TILE):
@@ -96,7 +96,7 @@ def _round_tile(
 ) -> None:  # fmt: skip
     """Round a tile of values; closes the gate where the result is not finite."""
     word = rounded.dtype.type
-    if layout.direct and layout.shift == 0:
+    if layout.mantissa >= 23:  # the work dtype itself: nothing to round
         for i in range(n):
             rounded[i] = word(as_word(values[i]))
             is_open[i] &= np.uint8(np.isfinite(values[i]))
@@ -135,7 +135,7 @@ def line(
     words: Any, rounded: Any, is_open: Any, out: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Base + slope · dx, gated and rounded. ``values``, ``words``, ``rounded``: scratch tiles."""
-    real, word = values.dtype.type, words.dtype.type
+    real = values.dtype.type
     for lo in range(0, len(out), TILE):
         n = min(TILE, len(out) - lo)
         _gate_tile(n, lo, rsq, flags, by_rsq, True, threshold, is_open)
@@ -144,7 +144,7 @@ def line(
                 values[i] = real(mean[lo + i])
         else:
             for i in range(n):
-                words[i] = word(word(last[lo + i]) << word(layout.shift))
+                words[i] = last[lo + i]
             for i in range(n):
                 values[i] = value_of(words[i], layout)
         for i in range(n):
@@ -162,15 +162,13 @@ def pair(
     values: Any, words: Any, rounded: Any, is_open: Any, out: Any, counts: Any,
 ) -> None:  # fmt: skip
     """A + beta · (b - a), gated and rounded. ``values`` and ``words`` are scratch of two tiles."""
-    word = words.dtype.type
-    shift = word(layout.shift)
     for lo in range(0, len(out), TILE):
         n = min(TILE, len(out) - lo)
         _gate_tile(n, lo, rsq, flags, by_rsq, by_flags, threshold, is_open)
         for i in range(n):
-            words[i] = word(word(bits_a[lo + i]) << shift)
+            words[i] = bits_a[lo + i]
         for i in range(n):
-            words[TILE + i] = word(word(bits_b[lo + i]) << shift)
+            words[TILE + i] = bits_b[lo + i]
         for i in range(2 * TILE):
             values[i] = value_of(words[i], layout)
         for i in range(n):

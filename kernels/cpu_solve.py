@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels.cpu_bits import TILE, Layout, as_float, as_word, compiled, value_of
+from trajkit.kernels.cpu_bits import (
+    TILE,
+    Layout,
+    as_float,
+    as_word,
+    compiled,
+    value_of,
+    wide_vectors,
+)
 from trajkit.kernels.cpu_frames import State, accumulate_tile
 from trajkit.kernels.flags import (
     FLAG_BELOW_HALF_ULP,
@@ -62,34 +70,41 @@ class Answer(NamedTuple):
 @compiled
 def _gather(lo: int, n: int, design: Design, layout: Layout, state: State, tile: Any) -> None:
     """Bring the state of a tile into float64 rows; rows end on zeros beyond n."""
+    wide_vectors()
+    s_d, s_ud, s_dd = state.s_d[lo : lo + n], state.s_ud[lo : lo + n], state.s_dd[lo : lo + n]
+    q, p, y_first = state.q[lo : lo + n], state.p[lo : lo + n], state.y_first[lo : lo + n]
+    y_min, y_max = state.y_min[lo : lo + n], state.y_max[lo : lo + n]
+    invalid, changes = state.invalid[lo : lo + n], state.changes[lo : lo + n]
+    distinct = state.distinct[lo : lo + n]
     for i in range(n):
-        tile[SD + i] = state.s_d[lo + i]
+        tile[SD + i] = s_d[i]
     for i in range(n):
-        tile[SUD + i] = state.s_ud[lo + i]
+        tile[SUD + i] = s_ud[i]
     for i in range(n):
-        tile[SDD + i] = state.s_dd[lo + i]
+        tile[SDD + i] = s_dd[i]
     for i in range(n):
-        tile[Q + i] = state.q[lo + i]
+        tile[Q + i] = q[i]
     for i in range(n):
-        tile[P + i] = state.p[lo + i]
+        tile[P + i] = p[i]
     for i in range(n):
-        tile[YFIRST + i] = np.float64(state.y_first[lo + i])
+        tile[YFIRST + i] = np.float64(y_first[i])
     for i in range(n):
-        tile[RANGE + i] = np.float64(state.y_max[lo + i]) - np.float64(state.y_min[lo + i])
+        tile[RANGE + i] = np.float64(y_max[i]) - np.float64(y_min[i])
     for i in range(n):
-        tile[VALID + i] = np.float64(state.invalid[lo + i] == 0)
+        tile[VALID + i] = np.float64(invalid[i] == 0)
     for i in range(n):
-        tile[MOVING + i] = np.float64(state.changes[lo + i] != 0) * np.float64(design.count > 1)
+        tile[MOVING + i] = np.float64(changes[i] != 0) * np.float64(design.count > 1)
     for i in range(n):
-        tile[FEW + i] = np.float64(state.distinct[lo + i] < design.few)
+        tile[FEW + i] = np.float64(distinct[i] < design.few)
 
 
 @compiled
 def _gather_last(lo: int, n: int, layout: Layout, state: State, words: Any, tile: Any) -> None:
     """YLAST: the values of bits_last."""
-    word = words.dtype.type
+    wide_vectors()
+    last = state.bits_last[lo : lo + n]
     for i in range(n):
-        words[i] = word(word(state.bits_last[lo + i]) << word(layout.shift))
+        words[i] = last[i]
     for i in range(TILE):
         tile[YLAST + i] = np.float64(value_of(words[i], layout))
 
@@ -97,6 +112,7 @@ def _gather_last(lo: int, n: int, layout: Layout, state: State, words: Any, tile
 @compiled
 def _solve_tile(design: Design, layout: Layout, tile: Any) -> None:
     """From sums to the solution, in place, without a branch."""
+    wide_vectors()
     nan, inf = np.nan, np.inf
     t_count = np.float64(design.count)
     per_checkpoint, per_s_uu = 1.0 / t_count, 1.0 / design.s_uu
@@ -149,18 +165,26 @@ def _solve_tile(design: Design, layout: Layout, tile: Any) -> None:
 @compiled
 def _scatter(lo: int, n: int, tile: Any, answer: Answer) -> None:
     """Round the solution of a tile into the output arrays."""
+    wide_vectors()
+    slope, mean, rsq = (
+        answer.slope[lo : lo + n],
+        answer.mean[lo : lo + n],
+        answer.rsq[lo : lo + n],
+    )
+    dw, drift_t = answer.dw[lo : lo + n], answer.drift_t[lo : lo + n]
+    flags = answer.flags[lo : lo + n]
     for i in range(n):
-        answer.slope[lo + i] = np.float32(tile[SLOPE + i])
+        slope[i] = np.float32(tile[SLOPE + i])
     for i in range(n):
-        answer.mean[lo + i] = np.float32(tile[MEAN + i])
+        mean[i] = np.float32(tile[MEAN + i])
     for i in range(n):
-        answer.rsq[lo + i] = np.float32(tile[RSQ + i])
+        rsq[i] = np.float32(tile[RSQ + i])
     for i in range(n):
-        answer.dw[lo + i] = np.float32(tile[DW + i])
+        dw[i] = np.float32(tile[DW + i])
     for i in range(n):
-        answer.drift_t[lo + i] = np.float32(tile[DRIFT_T + i])
+        drift_t[i] = np.float32(tile[DRIFT_T + i])
     for i in range(n):
-        answer.flags[lo + i] = np.uint8(np.int32(tile[FLAGS + i]))
+        flags[i] = np.uint8(np.int32(tile[FLAGS + i]))
 
 
 @compiled
@@ -168,6 +192,7 @@ def solve(
     n: int, design: Design, layout: Layout, state: State, words: Any, tile: Any, answer: Answer
 ) -> None:
     """The solution of N sums."""
+    wide_vectors()
     for lo in range(0, n, TILE):
         size = min(TILE, n - lo)
         _gather(lo, size, design, layout, state, tile)
@@ -182,12 +207,12 @@ def fit(
     runs: Any, words: Any, work: Any, tile: Any, answer: Answer, bits_last: Any,
 ) -> None:  # fmt: skip
     """Accumulate and solve tile by tile; ``state`` is scratch for one tile."""
+    wide_vectors()
     for lo in range(0, n, TILE):
         size = min(TILE, n - lo)
         accumulate_tile(codes, stride, lo, 0, size, True, window, layout, state, runs, words, work)
         _gather(0, size, design, layout, state, tile)
-        for i in range(size):
-            bits_last[lo + i] = state.bits_last[i]
+        bits_last[lo : lo + size] = state.bits_last[:size]
         _gather_last(0, size, layout, state, words, tile)
         _solve_tile(design, layout, tile)
         _scatter(lo, size, tile, answer)

@@ -178,4 +178,5 @@ def ulp_of(values_N: NDArray[np.floating[Any]], dtype: str) -> NDArray[np.float6
     e_min = max(form.e_min, -1022 + form.mantissa)
     e_N = np.frexp(np.abs(np.asarray(values_N, dtype=np.float64)))[1] - 1
     e_N = np.where(np.asarray(values_N) == 0, e_min, np.maximum(e_N, e_min))
-    return np.ldexp(1.0, e_N - form.mantissa)
+    ulps_N: NDArray[np.float64] = np.ldexp(1.0, e_N - form.mantissa)
+    return ulps_N

@@ -160,7 +160,8 @@ def solve(sums: Sums, *, min_range: float = 0.0, few: int = 4) -> Solution:
         S_cd = S_ud - ū S_d         slope = S_cd / S_uu       mean = y_first + S_d / T
         SST = S_dd - S_d² / T       SSE = SST - slope S_cd    R² = slope S_cd / SST
         DW = (Q - 2 slope P + slope² sum (Δu)²) / SSE
-        drift = (y_T - y_1) / (u_T - u_1)                     s² = (Q - 2 drift P + drift² sum (Δu)²) / (T - 2)
+        drift = (y_T - y_1) / (u_T - u_1)
+        s² = (Q - 2 drift P + drift² sum (Δu)²) / (T - 2)
         t = drift (u_T - u_1) / sqrt(s² (T - 1))
     """
     t_count = sums.count
@@ -235,7 +236,8 @@ def summarise(solution: Solution, threshold: float, steps_window: float, dtype: 
     flags_N = solution.flags
 
     def has(mask: int) -> NDArray[np.bool_]:
-        return np.asarray(flags_N & np.uint8(mask)) != 0
+        found_N: NDArray[np.bool_] = np.asarray(flags_N & np.uint8(mask)) != 0
+        return found_N
 
     fitted_N = np.isfinite(solution.rsq)
     above_N = fitted_N & (solution.rsq > np.float32(threshold))
@@ -317,7 +319,7 @@ def extrapolate_pair(
     first_index: int,
     out_bits: Bits,
 ) -> tuple[int, int, int]:
-    """a + beta · (b - a), in the work dtype, one rounding an operation."""
+    """A + beta · (b - a), in the work dtype, one rounding an operation."""
     work = format_of(dtype).work.type
     a_N, b_N = values_of(bits_a_N, dtype), values_of(bits_b_N, dtype)
     with np.errstate(all="ignore"):

@@ -117,7 +117,7 @@ class Stats:
     """Counts, moments and histograms of a solution; those of two parts add up with ``+``.
 
     A *fitted* element has a finite R²; a *kept* one is fitted and has neither few distinct values
-    nor a small range. Histograms count fitted elements (``hist_rsq_kept``: kept ones). ``few_distinct``,
+    nor a small range. Histograms count fitted elements (``hist_rsq_kept``: kept). ``few_distinct``,
     ``small_range`` and ``below_half_ulp`` count among elements neither static nor invalid.
     """
 
@@ -151,7 +151,7 @@ class Stats:
     hist_drift_t: NDArray[np.int64]
     """[80] on [-20, 20], values beyond (±inf too) in the end bins; NaN is not counted"""
     hist_ulps: NDArray[np.int64]
-    """[64] on [-16, 16]: log2 of the ulps (at \\|mean\\|) that the line moves in 100 training steps,
+    """[64] on [-16, 16]: log2 of the ulps (at \\|mean\\|) the line moves in 100 training steps,
     values beyond (slope 0 too) in the end bins"""
 
     def __add__(self, other: "Stats") -> "Stats":
@@ -176,7 +176,8 @@ def new_stats(threshold: float, steps_window: float) -> Stats:
     """
     bins = (RSQ_BINS, RSQ_BINS, DW_BINS, DRIFT_T_BINS, ULPS_BINS)
     hists = [np.zeros(n, dtype=np.int64) for n in bins]
-    return Stats(threshold, steps_window, *[0] * 10, *[0.0] * 6, *hists)
+    numbers: list[Any] = [*[0] * 10, *[0.0] * 6, *hists]
+    return Stats(threshold, steps_window, *numbers)
 
 
 def new_sums(n: int, dtype: str, x_ref: float, x_unit: float) -> Sums:
@@ -190,8 +191,15 @@ def new_sums(n: int, dtype: str, x_ref: float, x_unit: float) -> Sums:
     if not (np.isfinite(x_ref) and np.isfinite(x_unit) and x_unit > 0):
         raise ValueError(f"x_ref must be finite and x_unit positive, got {x_ref} and {x_unit}")
     nan = float("nan")
-    sums = [np.zeros(n, dtype=np.float64) for _ in range(5)]
-    values = [np.zeros(n, dtype=form.work) for _ in range(3)]
+    sums: list[Any] = [np.zeros(n, dtype=np.float64) for _ in range(5)]
+    values: list[Any] = [np.zeros(n, dtype=form.work) for _ in range(3)]
+    others: list[Any] = [
+        np.zeros(n, dtype=form.bits),
+        np.zeros(n, dtype=np.uint16),
+        np.zeros(n, dtype=np.uint8),
+        np.zeros((SLOTS, n), dtype=form.bits),
+        np.zeros(n, dtype=np.uint8),
+    ]
     return Sums(
         dtype,
         0,
@@ -204,11 +212,7 @@ def new_sums(n: int, dtype: str, x_ref: float, x_unit: float) -> Sums:
         0.0,
         *sums,
         *values,
-        bits_last=np.zeros(n, dtype=form.bits),
-        changes=np.zeros(n, dtype=np.uint16),
-        distinct=np.zeros(n, dtype=np.uint8),
-        slots=np.zeros((SLOTS, n), dtype=form.bits),
-        invalid=np.zeros(n, dtype=np.uint8),
+        *others,
     )
 
 

@@ -19,7 +19,7 @@ from trajkit.kernels.sums import Solution, Sums
 class Lane(Protocol):
     """The sums of one chunk at a time; see :class:`trajkit.kernels.gpu_lane.GpuLane`."""
 
-    codes_TN: Array  # noqa: N815 - an axis suffix
+    codes_TN: Array
 
     def fit(self, n: int, is_key_T: Array, steps_T: Array, **filters: Any) -> Solution:
         """The lines of the first ``n`` columns over a whole window that is in ``codes_TN``."""
