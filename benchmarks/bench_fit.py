@@ -160,7 +160,9 @@ def rate(work: Callable[[], Any], n_bytes: int, times: int = 3) -> float:
 def print_stores(results: dict[str, Any]) -> None:
     """The table, with ratios to the peers."""
     peers = results["peers"]
-    print(f"fit from the store to the committed fit, {results['elements']:,} elements, GB/s of bf16")
+    print(
+        f"fit from the store to the committed fit, {results['elements']:,} elements, GB/s of bf16"
+    )
     print(f"{'T':>4} {'codec':6}{'cold':>7}{'warm':>7}   pace set by              warm over lstsq")
     for row in results["stores"]:
         ratio = row["warm_gb_per_second"] / peers["lstsq"]

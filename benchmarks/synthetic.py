@@ -14,7 +14,9 @@ import numpy as np
 BLOCK_ELEMENTS = 1 << 22
 
 
-def write_series(folder: Path, n_elements: int, n_steps: int, every: int = 10, seed: int = 0) -> None:
+def write_series(
+    folder: Path, n_elements: int, n_steps: int, every: int = 10, seed: int = 0
+) -> None:
     """Write ``checkpoint-N`` folders of one bf16 model, in tensors of at most 16 Mi elements."""
     names = [f"model.layers.{i}.weight" for i in range(-(-n_elements // (1 << 24)))]
     sizes = [min(1 << 24, n_elements - (i << 24)) for i in range(len(names))]

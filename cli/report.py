@@ -8,10 +8,18 @@ from trajkit.cli.console import Console
 from trajkit.cli.options import example, force_option, speaking, store_option
 
 
+def parse_formats(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """``"png,pdf"`` as a tuple; which formats there are is the library's to say."""
+    del ctx, option
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
 @click.command(
     "report",
     short_help="Write the page about a fit.",
-    epilog=example("trajkit report", "trajkit report -o report/ --force"),
+    epilog=example(
+        "trajkit report", "trajkit report -o report/ --force", "trajkit report --format pdf,svg"
+    ),
 )
 @click.option(
     "-o",
@@ -23,16 +31,36 @@ from trajkit.cli.options import example, force_option, speaking, store_option
 )
 @store_option
 @click.option("--fit", "fit_name", default="default", show_default=True, help="Which fit to show.")
+@click.option(
+    "--format",
+    "formats",
+    callback=parse_formats,
+    metavar="F[,F...]",
+    help="Write the figures alone too, into figures/: png, pdf, svg.",
+)
 @force_option
 @speaking
-def report_command(console: Console, out: Path, store: Path, fit_name: str, force: bool) -> None:
+def report_command(
+    console: Console,
+    out: Path,
+    store: Path,
+    fit_name: str,
+    formats: tuple[str, ...],
+    force: bool,
+) -> None:
     """Write a self-contained page about a fit: index.html, summary.json and tensors.parquet."""
     from trajkit.report import report
-
     from trajkit.trajectory import Trajectory
 
     with console.progress() as progress:
-        result = report(Trajectory.open(store), out, fit=fit_name, force=force, progress=progress)
+        result = report(
+            Trajectory.open(store),
+            out,
+            fit=fit_name,
+            force=force,
+            formats=formats,
+            progress=progress,
+        )
     console.data(result)
-    console.say(f"{result.finding}")
+    console.say(result.finding)
     console.next_command(f"open {result.path}")

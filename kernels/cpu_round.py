@@ -19,11 +19,12 @@ def encode(bits: Any, prev: Any, out: Any, scratch: Any, top: int) -> None:
     one, zero, sign = word(1), word(0), word(top)
     for lo in range(0, len(out), TILE):
         n = min(TILE, len(out) - lo)
-        for i in range(n):
-            delta = word(bits[lo + i] - prev[lo + i])
+        bits_tile, prev_tile, out_tile = bits[lo : lo + n], prev[lo : lo + n], out[lo : lo + n]
+        for i in range(n):  # bare indices: an index that might be negative is not vector code
+            delta = word(bits_tile[i] - prev_tile[i])
             scratch[i] = word(delta << one) ^ word(zero - word(delta >> sign))
         for i in range(n):
-            out[lo + i] = scratch[i]
+            out_tile[i] = scratch[i]
 
 
 @compiled
@@ -33,12 +34,13 @@ def decode(codes: Any, prev: Any, out: Any, scratch: Any) -> None:
     one, zero = word(1), word(0)
     for lo in range(0, len(out), TILE):
         n = min(TILE, len(out) - lo)
+        code_tile, prev_tile, out_tile = codes[lo : lo + n], prev[lo : lo + n], out[lo : lo + n]
         for i in range(n):
-            code = codes[lo + i]
+            code = code_tile[i]
             delta = word(code >> one) ^ word(zero - word(code & one))
-            scratch[i] = word(prev[lo + i] + word(delta))
+            scratch[i] = word(prev_tile[i] + word(delta))
         for i in range(n):
-            out[lo + i] = scratch[i]
+            out_tile[i] = scratch[i]
 
 
 @compiled

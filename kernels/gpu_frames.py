@@ -124,7 +124,7 @@ def _accumulate_frames_kernel(
         distinct += 1
     else:
         changes += tl.load(changes_ptr + offsets, mask=inside, other=0).to(tl.int32)
-        distinct += n_distinct
+        distinct += tl.load(distinct_ptr + offsets, mask=inside, other=0).to(tl.int32)
         invalid |= tl.load(invalid_ptr + offsets, mask=inside, other=0).to(tl.int32)
     tl.store(y_min_ptr + offsets, y_min, mask=inside)
     tl.store(y_max_ptr + offsets, y_max, mask=inside)

@@ -22,7 +22,7 @@ CODES = {"bfloat16": ("u16", 16), "float16": ("u16", 16), "float32": ("u32", 0)}
 
 
 def run_checks(device: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """gpu_checks.py in a process of its own: the interpreter is chosen before triton is imported."""
+    """gpu_checks.py in a process of its own: triton reads the choice when it is imported."""
     env = {**os.environ, "PYTHONPATH": str(HERE.parent), **environment}
     command = [sys.executable, str(HERE / "gpu_checks.py"), device]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -30,8 +30,13 @@ def run_checks(device: str, **environment: str) -> subprocess.CompletedProcess[s
 
 def test_kernels_equal_the_reference_in_the_interpreter() -> None:
     done = run_checks("cpu", TRITON_INTERPRET="1")
+    if (
+        "only 0-dimensional arrays can be converted" in done.stderr
+        and "interpreter.py" in done.stderr
+    ):
+        pytest.skip("this triton's interpreter cannot read scalars of this numpy (3.6 with 2.4)")
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    assert done.stdout.count("holds:") >= 20
+    assert done.stdout.count("holds:") == 25
 
 
 @pytest.mark.gpu
@@ -39,13 +44,17 @@ def test_kernels_equal_the_reference_in_the_interpreter() -> None:
 def test_kernels_equal_the_reference_on_the_device() -> None:
     done = run_checks("cuda")
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    assert done.stdout.count("holds:") >= 20
+    assert done.stdout.count("holds:") == 25
 
 
 def compile_ahead(
-    kernel: object, signature: dict[str, str], constants: dict[str, object], arch: int
-) -> str:
-    """The kernel's PTX for an architecture; all sizes and pointers told to be multiples of 16."""
+    kernel: object,
+    signature: dict[str, str],
+    constants: dict[str, object],
+    arch: int,
+    fusion: bool = True,
+) -> dict[str, object]:
+    """The kernel's code for an architecture; all sizes and pointers told to be multiples of 16."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -54,7 +63,8 @@ def compile_ahead(
     names = kernel.arg_names
     full = {name: "constexpr" if name in constants else signature[name] for name in names}
     # as a launch has them for the store's chunks of 262,144 elements; T is any number
-    aligned = [name for name in signature if name not in ("n_frames", "few")]
+    numbers = ("n_frames", "few", "beta", "threshold", "noise_low", "noise_high")
+    aligned = [name for name in signature if name not in numbers]
     source = ASTSource(
         kernel,
         full,
@@ -65,9 +75,9 @@ def compile_ahead(
     options = {
         "num_warps": NUM_WARPS,
         "maxnreg": max_registers(str(constants["DTYPE"])),
-        "enable_fp_fusion": True,
+        "enable_fp_fusion": fusion,
     }
-    return triton.compile(source, target=target, options=options).asm["ptx"]
+    return triton.compile(source, target=target, options=options).asm
 
 
 def assemble(ptx: str, path: Path) -> tuple[int, int]:
@@ -111,7 +121,8 @@ def check_frames_kernel(ptx: str, path: Path, what: str) -> None:
     wide = sum(
         n for load, n in loads.items() if re.search(r"v4\.b32|v2\.b64|v4\.u32|v2\.u64", load)
     )
-    print(f"{what}: {registers} registers a thread, {spilled} bytes spilled, {wide} 16-byte loads")
+    said = f"{what}: {registers} registers a thread, {spilled} bytes spilled, {wide} wide loads"
+    print(said)
     assert spilled == 0, what
     assert wide >= 1, f"{what}: {dict(loads)}"
     # a frame's codes are never read piecemeal
@@ -142,7 +153,7 @@ def test_one_pass_fit_compiles_without_spills_and_with_wide_loads(
     }
     form = FORMATS[dtype]
     constants = {**common_constants(dtype), "E_MIN": form.e_min, "MANTISSA": form.mantissa}
-    ptx = compile_ahead(_fit_frames_kernel, signature, constants, arch)
+    ptx = compile_ahead(_fit_frames_kernel, signature, constants, arch)["ptx"]
     check_frames_kernel(ptx, tmp_path / "fit.ptx", f"fit_frames {dtype} sm_{arch}")
 
 
@@ -171,12 +182,43 @@ def test_accumulation_compiles_without_spills_and_with_wide_loads(
     }
     for fresh in (True, False):
         constants = {**common_constants(dtype), "FRESH": fresh, "GROUP": 64}
-        ptx = compile_ahead(_accumulate_frames_kernel, signature, constants, arch)
+        ptx = compile_ahead(_accumulate_frames_kernel, signature, constants, arch)["ptx"]
         registers, spilled = assemble(ptx, tmp_path / "accumulate.ptx")
         what = f"accumulate_frames {dtype} sm_{arch} {'fresh' if fresh else 'continued'}"
-        print(f"{what}: {registers} registers a thread, {spilled} bytes spilled")
+        print(f"{what}: {registers} registers a thread, {spilled} spilled")
         assert spilled == 0, what
         assert re.search(r"ld\.global[.:\w]*(v4\.b32|v2\.b64|v4\.u32|v2\.u64)", ptx), what
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_extrapolation_rounds_the_product_and_the_sum(arch: int, tmp_path: Path) -> None:
+    """Multiplied and added in two instructions: the machine code has no fused multiply-add."""
+    from trajkit.kernels.gpu_extrapolate import _extrapolate_pair_kernel
+
+    signature = {
+        **dict.fromkeys(("a_ptr", "b_ptr", "hold_ptr"), "*u16"),
+        "rsq_ptr": "*fp32",
+        "flags_ptr": "*u8",
+        "out_ptr": "*u16",
+        "counts_ptr": "*i64",
+        **dict.fromkeys(("beta", "threshold"), "fp32"),
+        **dict.fromkeys(("noise_low", "noise_high", "n_elements"), "i32"),
+    }
+    constants = {
+        **dict.fromkeys(("BY_RSQ", "BY_FLAGS"), True),
+        "STOCHASTIC": False,
+        "BLOCK": 1024,
+        "DTYPE": "bfloat16",
+        "SHIFT": 16,
+    }
+    code = compile_ahead(_extrapolate_pair_kernel, signature, constants, arch, fusion=False)
+    cubin = tmp_path / "pair.cubin"
+    cubin.write_bytes(code["cubin"])
+    nvdisasm = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    done = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True)
+    operations = Counter(re.findall(r"\b(FFMA2?|FMUL2?|FADD2?)\b", done.stdout))
+    assert operations["FMUL"] + operations["FMUL2"] > 0, operations
+    assert operations["FFMA"] + operations["FFMA2"] == 0, operations
 
 
 def test_the_api_needs_no_triton() -> None:

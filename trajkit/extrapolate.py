@@ -1,16 +1,19 @@
 """Extrapolate: checkpoints of training steps to come, in the run's own files.
 
-Chunk by chunk: read the fit (and for ``two-point`` the two frames), evaluate every target, put the
-bits where the source's layout has them. Nothing is held but chunks in work, whatever the model.
+Chunk by chunk: read the fit (for ``two-point`` and ``expo``, two frames), evaluate every target,
+put the bits where the layout has them. Nothing is held but chunks in work, whatever the model. The
+arithmetic runs on the CPU: decompression and the disk set the pace, not it.
 """
 
 import json
+import os
+import platform
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +21,25 @@ import numpy as np
 
 import trajkit
 from trajkit.codecs import Array
-from trajkit.errors import InvalidInput
-from trajkit.fits import DEFAULT_FIT, Fit, read_fit
-from trajkit.kernels import api as kernels
-from trajkit.layout import FlatVector, plan_workers
+from trajkit.errors import AlreadyExists, InvalidInput, Mismatch
+from trajkit.estimators import DEFAULT_DAMPING, Counts, Estimator, check_options, is_pair
+from trajkit.fit import choose_window, window_digest
+from trajkit.fits import DEFAULT_FIT, Fit, fit_names, read_fit
+from trajkit.kernels.flags import FLAG_INVALID, FLAG_STATIC
+from trajkit.layout import FlatVector, Plan, plan_workers
+from trajkit.modelcard import write_card
 from trajkit.parallel import count_workers, map_in_order
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
-from trajkit.restore import side_files
-from trajkit.shards import FolderWriter, check_target, plan_files
-from trajkit.source import SourceRecord
+from trajkit.rules import COPIED, assign_rules, is_copied, parse_rule
+from trajkit.shards import FolderWriter, check_target
+from trajkit.templates import float_dtypes, template_like, template_of_step
 from trajkit.trajectory import Trajectory
 from trajkit.units import DEFAULT_MEMORY_BYTES, format_bytes, format_rate, parse_bytes
 
-ESTIMATORS = ("anchored", "line", "two-point")
-COPIED = ("*norm*", "*.ln_?.*", "ln_f.*")
-"""tensors copied from the last checkpoint, as in arXiv 2601.04537; names of normalisation layers"""
+__all__ = ["ExtrapolatePlan", "ExtrapolateResult", "Target", "extrapolate", "is_copied"]
 
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What became of a target's elements."""
-
-    moved: int = 0
-    held: int = 0
-    """kept at their last value: gated by R², static, invalid, copied, or integers"""
-    unchanged: int = 0
-    """passed the gate, but rounded back to their last value"""
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.moved + other.moved, self.held + other.held, self.unchanged + other.unchanged
-        )
+PROVENANCE = "trajkit.json"
+_CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +48,15 @@ class Target:
 
     step: int
     horizon: int
-    """training steps beyond the last checkpoint of the window"""
+    """training steps beyond the last checkpoint used"""
     path: str
+    alpha: float | None = None
+    """of ``expo``"""
     moved: int = 0
     held: int = 0
+    """kept at their last value, copied ones included"""
+    copied: int = 0
+    """of those held: in copied tensors, or integers"""
     unchanged_after_rounding: int = 0
 
 
@@ -74,8 +70,34 @@ class ExtrapolateResult:
     moved: int
     """over all targets"""
     held: int
+    copied: int
     unchanged_after_rounding: int
+    n_bytes: int
+    """of tensors, over all targets"""
     seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtrapolatePlan:
+    """What would be written."""
+
+    targets: tuple[Target, ...]
+    estimator: str
+    last_step: int
+    files: int
+    """safetensors files of one target"""
+    n_bytes: int
+    """to write, over all targets"""
+    free_bytes: int
+    """on the disk that holds ``out``"""
+    extrapolated: int
+    """elements of one target that the estimator may move"""
+    held: int
+    """by a rule"""
+    copied: int
+    workers: int
+    memory_bytes: int
     warnings: tuple[str, ...]
 
 
@@ -89,15 +111,17 @@ def parse_steps(text: str, traj: Trajectory) -> list[int]:
     for part in text.split(","):
         part = part.strip()
         digits = part.removeprefix("+")
-        if not digits.isdecimal():
+        if not (digits.isascii() and digits.isdecimal()):
             raise InvalidInput(f"--steps takes whole numbers such as 1500,2000,+300, not {part!r}")
+        if part.startswith("+") and not len(traj.steps):
+            raise InvalidInput(f"{traj.path}: holds no step that {part!r} could count from")
         targets.append(int(digits) + (int(traj.steps[-1]) if part.startswith("+") else 0))
     return targets
 
 
 def extrapolate(
     traj: Trajectory,
-    steps: int | Sequence[int],
+    steps: int | Sequence[int] | None,
     out: str | Path,
     *,
     estimator: str = "anchored",
@@ -105,94 +129,170 @@ def extrapolate(
     rsq_threshold: float | None = None,
     from_step: int | None = None,
     to_step: int | None = None,
+    damping: float | None = None,
+    alpha: float | None = None,
+    tensors: Sequence[str] = (),
+    rounding: str = "nearest",
+    seed: int = 0,
+    like: str | Path | None = None,
+    check: bool = False,
     force: bool = False,
     memory: str | int = DEFAULT_MEMORY_BYTES,
     progress: Progress = silent,
 ) -> ExtrapolateResult:
     """Write the checkpoints that the fitted lines give at training steps to come.
 
-    With last the value at the window's last step x_T, h = x* - x_T, (mean, slope) the line about x̄:
-
-        anchored    last + slope h
-        line        mean + slope (x* - x̄)
-        two-point   y_a + (x* - x_a)/(x_b - x_a) (y_b - y_a)      (arXiv 2601.04537, equation 4)
-
-    in float32, rounded once, to nearest even, to the tensor's own dtype. An element whose R² is not
-    above the threshold, that is static or invalid, keeps its last value. ``two-point`` uses no fit,
-    as published, and is gated only where ``rsq_threshold`` is given. Normalisation tensors (names
-    matching ``COPIED``) are copied from the last checkpoint, integers too.
+    :mod:`trajkit.estimators` has the equations. An element whose R² is not above the threshold, or
+    that is static or invalid, keeps its last value; ``two-point`` and ``expo`` move all elements,
+    as published, unless ``rsq_threshold`` is given. Normalisation tensors and integers are copied
+    from the last checkpoint used.
 
     Args:
         traj: the trajectory.
-        steps: target training steps; several are written in one pass.
+        steps: target training steps, written in one pass. ``expo`` with ``alpha`` takes one at
+            most, as a label; by default the step that alpha amounts to.
         out: folder to write; with several targets, ``out/step_X`` each.
-        estimator: ``anchored``, ``line`` or ``two-point``.
+        estimator: ``anchored``, ``line``, ``two-point``, ``damped`` or ``expo``.
         fit: a fit's name, or the fit.
         rsq_threshold: in place of the fit's own.
-        from_step: a of ``two-point`` (default: the first step of the fit's window).
-        to_step: b of ``two-point`` (default: the last step of the fit's window).
-        force: replace ``out``.
+        from_step: first point of ``two-point`` and ``expo`` (default: the first step of the fit's
+            window, or of the store where there is no fit).
+        to_step: their last point (default: the last step, likewise).
+        damping: L of ``damped``, 0 to 1 (default 0.3): the horizon is multiplied by it.
+        alpha: of ``expo`` (default: what reaches the target's step).
+        tensors: rules ``PATTERN=RULE`` with a rule of ``extrapolate``, ``hold`` and ``copy``
+            (:mod:`trajkit.rules`); where several match, the last one holds.
+        rounding: ``nearest`` (ties to even), or ``stochastic``: up with the probability of the
+            fraction cut off, so that drifts below half an ulp survive on average.
+        seed: of the stochastic rounding; the noise depends on it and on an element's place alone.
+        like: a checkpoint folder of the same model to take shard names, header order, index and
+            side files from, in place of the run's last one.
+        check: load each folder with transformers on the meta device before it gets its name.
+        force: replace what is at the output paths.
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
         progress: receives :mod:`trajkit.progress` events.
 
     Raises:
-        NotFound: no such fit or step. InvalidInput: estimator, steps or threshold make no sense.
-        AlreadyExists: ``out`` is there already. OverBudget: the budget is too small.
+        NotFound: no such fit or step. InvalidInput: options that make no sense, or a pattern that
+            matches nothing. AlreadyExists: something is at an output path.
+        Mismatch: the fit is of other checkpoints than the store holds now, ``like`` is of another
+            model, or the check found missing or unexpected keys; nothing is left at ``out``.
+        Locked: another process writes there. OverBudget: the budget is too small.
+
+    Notes:
+        A folder is written beside its place, read back, and renamed; one that has its name is
+        complete. Memory: a few chunks a worker, whatever the model and the number of targets.
     """
     started = time.perf_counter()
-    out = Path(out)
-    source = read_fit(traj.store, fit) if isinstance(fit, str) else fit
-    job = _Job(traj, source, estimator, rsq_threshold, from_step, to_step)
-    targets = job.targets([steps] if isinstance(steps, int) else list(steps), out)
-    record = SourceRecord.read(traj.path, traj.store.commit.frames[job.last].source)
-    vectors = traj.store.vectors
-    a_worker = max((v.chunk * (24 + 4 * v.dtype.itemsize) for v in vectors.values()), default=0)
-    plan = plan_workers("extrapolate", count_workers(), a_worker, parse_bytes(memory))
-    n_bytes = len(targets) * sum(v.n_bytes for v in vectors.values())
-    check_target(out, force)
-    progress(Started(f"extrapolate to {', '.join(str(t.step) for t in targets)}", n_bytes))
-    files = plan_files(record, vectors)
+    job = _Job(
+        traj,
+        estimator,
+        fit,
+        rsq_threshold,
+        from_step,
+        to_step,
+        damping,
+        alpha,
+        tensors,
+        rounding,
+        seed,
+        like,
+    )
+    plan, workers = job.plan(steps, Path(out), force, memory)
+    targets, template = list(plan.targets), job.template
+    names = ", ".join(str(t.step) for t in targets)
+    progress(Started(f"extrapolate to {names}", plan.n_bytes))
     with ExitStack() as stack:
-        root = stack.enter_context(FolderWriter(out, vectors, force=force))
-        writers = [root if len(targets) == 1 else root.subfolder(f"step_{t.step}") for t in targets]
+        writers = [
+            stack.enter_context(FolderWriter(Path(t.path), job.store.vectors, force=force))
+            for t in targets
+        ]
         for writer in writers:
-            writer.add_files(files)
-            for name, content in side_files(traj.store, record).items():
+            writer.add_files(template.files)
+        for name in template.side_files:
+            content = template.read_side_file(name)
+            for writer in writers:
                 writer.write_side_file(name, content)
-            if record.index is not None:
-                writer.write_side_file(record.index[0], record.index[1].encode())
-        pool = stack.enter_context(ThreadPoolExecutor(plan.workers))
         totals = [Counts()] * len(targets)
-        for vector in vectors.values():
+        pool = stack.enter_context(ThreadPoolExecutor(workers.workers))
+        for vector in job.store.vectors.values():
 
             def work(k: int, vector: FlatVector = vector) -> tuple[list[Counts], int]:
                 return job.run_chunk(vector, k, targets, writers)
 
             for _, (counts, done) in map_in_order(
-                pool, work, range(vector.n_chunks), 2 * plan.workers
+                pool, work, range(vector.n_chunks), 2 * workers.workers
             ):
                 totals = [a + b for a, b in zip(totals, counts, strict=True)]
                 progress(Advanced(done))
-        targets = [
-            replace(t, moved=c.moved, held=c.held, unchanged_after_rounding=c.unchanged)
-            for t, c in zip(targets, totals, strict=True)
-        ]
-        for writer, target in zip(writers, targets, strict=True):
-            provenance = json.dumps(job.provenance(target), indent=2) + "\n"
-            writer.write_side_file("trajkit.json", provenance.encode())
-        root.commit()
+        for i, (writer, total) in enumerate(zip(writers, totals, strict=True)):
+            targets[i] = replace(
+                targets[i],
+                moved=total.moved,
+                held=total.held,
+                copied=total.copied,
+                unchanged_after_rounding=total.unchanged,
+            )
+            job.write_rest(writer, targets[i])
+            writer.finish()
+            writer.check()
+            if check:
+                from trajkit.loading import check_loads
+
+                check_loads(writer.part, called=Path(targets[i].path))
+        for writer in writers:
+            writer.commit()
     seconds = time.perf_counter() - started
-    progress(Finished(f"{format_bytes(n_bytes)} at {format_rate(n_bytes, seconds)}"))
+    progress(Finished(f"{format_bytes(plan.n_bytes)} at {format_rate(plan.n_bytes, seconds)}"))
     return ExtrapolateResult(
         targets=tuple(targets),
         estimator=estimator,
-        last_step=job.last_step,
+        last_step=job.estimator.last_step,
         moved=sum(c.moved for c in totals),
         held=sum(c.held for c in totals),
+        copied=sum(c.copied for c in totals),
         unchanged_after_rounding=sum(c.unchanged for c in totals),
+        n_bytes=plan.n_bytes,
         seconds=seconds,
-        warnings=tuple(job.warnings(targets)),
+        warnings=plan.warnings,
     )
+
+
+def plan_extrapolate(
+    traj: Trajectory,
+    steps: int | Sequence[int] | None,
+    out: str | Path,
+    *,
+    estimator: str = "anchored",
+    fit: str | Fit = DEFAULT_FIT,
+    rsq_threshold: float | None = None,
+    from_step: int | None = None,
+    to_step: int | None = None,
+    damping: float | None = None,
+    alpha: float | None = None,
+    tensors: Sequence[str] = (),
+    rounding: str = "nearest",
+    seed: int = 0,
+    like: str | Path | None = None,
+    force: bool = False,
+    memory: str | int = DEFAULT_MEMORY_BYTES,
+) -> ExtrapolatePlan:
+    """What :func:`extrapolate` would write, with bytes and memory; raises as it would."""
+    job = _Job(
+        traj,
+        estimator,
+        fit,
+        rsq_threshold,
+        from_step,
+        to_step,
+        damping,
+        alpha,
+        tensors,
+        rounding,
+        seed,
+        like,
+    )
+    return job.plan(steps, Path(out), force, memory)[0]
 
 
 class _Job:
@@ -201,59 +301,226 @@ class _Job:
     def __init__(
         self,
         traj: Trajectory,
-        fit: Fit,
         estimator: str,
-        threshold: float | None,
+        fit: str | Fit,
+        rsq_threshold: float | None,
         from_step: int | None,
         to_step: int | None,
+        damping: float | None,
+        alpha: float | None,
+        tensors: Sequence[str],
+        rounding: str,
+        seed: int,
+        like: str | Path | None,
     ) -> None:
-        if estimator not in ESTIMATORS:
-            raise InvalidInput(
-                f"unknown estimator {estimator!r}: choose from {', '.join(ESTIMATORS)}"
-            )
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InvalidInput(f"rsq_threshold must lie in [0, 1], not {threshold}")
+        check_options(
+            estimator,
+            damping=damping,
+            alpha=alpha,
+            from_step=from_step,
+            to_step=to_step,
+            rsq_threshold=rsq_threshold,
+            rounding=rounding,
+            seed=seed,
+        )
         self.store = traj.store
-        self.fit = fit
-        self.estimator = estimator
-        self.two_point = estimator == "two-point"
-        self.threshold = threshold
-        if threshold is None and not self.two_point:
-            self.threshold = fit.rsq_threshold
-        if not self.two_point and (from_step is not None or to_step is not None):
-            raise InvalidInput("from_step and to_step select the points of the estimator two-point")
-        self.a = self.store.index_of(from_step if from_step is not None else fit.record.steps[0])
-        self.last = self.store.index_of(to_step if to_step is not None else fit.record.steps[-1])
-        if self.two_point and self.a >= self.last:
-            raise InvalidInput("two-point needs --from-step earlier than --to-step")
-        self.last_step = int(self.store.steps[self.last])
-        self.first_step = int(self.store.steps[self.a])
+        pair = is_pair(estimator)
+        self.fit = self._find_fit(fit, not pair or rsq_threshold is not None)
+        if self.fit is not None:
+            self._check_fit(self.fit)
+        if not len(self.store.steps):
+            raise InvalidInput(f"{traj.path}: holds no step yet; run trajkit ingest first")
+        window = self.store.steps if self.fit is None else self.fit.steps
+        self.first = self.store.index_of(int(window[0]) if from_step is None else from_step)
+        self.last = self.store.index_of(int(window[-1]) if to_step is None else to_step)
+        if pair and self.first >= self.last:
+            raise InvalidInput(
+                f"{estimator} needs a from_step earlier than its to_step, not "
+                f"{self.store.steps[self.first]} and {self.store.steps[self.last]}"
+            )
+        threshold = rsq_threshold
+        if threshold is None and not pair and self.fit is not None:
+            threshold = self.fit.rsq_threshold
+        self.estimator = Estimator(
+            estimator,
+            first_step=int(self.store.steps[self.first]),
+            last_step=int(self.store.steps[self.last]),
+            x_mean=0.0 if self.fit is None else self.fit.x_mean,
+            threshold=threshold,
+            damping=DEFAULT_DAMPING if damping is None else damping,
+            alpha=alpha,
+            rounding="stochastic" if rounding == "stochastic" else "nearest",
+            seed=seed,
+        )
+        self.texts = tuple(tensors)
+        self.template = (
+            template_of_step(self.store, self.last)
+            if like is None
+            else template_like(Path(like), self.store, self.last)
+        )
+        self.rules = self._assign_rules()
 
-    def targets(self, steps: list[int], out: Path) -> list[Target]:
+    def _find_fit(self, fit: str | Fit, needed: bool) -> Fit | None:
+        if isinstance(fit, Fit):
+            return fit
+        if not needed and fit == DEFAULT_FIT and fit not in fit_names(self.store):
+            return None
+        return read_fit(self.store, fit)
+
+    def _check_fit(self, fit: Fit) -> None:
+        """Raise :class:`Mismatch` unless the fit is of the checkpoints that the store holds."""
+        steps = fit.record.steps
+        window = choose_window(self.store, steps[0], steps[-1])
+        if (
+            window.axis.steps != steps
+            or window_digest(self.store, window) != fit.record.frames_digest
+        ):
+            raise Mismatch(
+                f"{self.store.path}: the fit {fit.record.name!r} is of other checkpoints than the "
+                "store holds now; run trajkit fit again"
+            )
+
+    def _assign_rules(self) -> dict[str, str]:
+        fitted = float_dtypes(self.store.vectors)
+        if self.fit is not None and not self.estimator.is_pair:
+            fitted = tuple(d for d in fitted if d in self.fit.arrays)
+        rules = [parse_rule(text) for text in self.texts]
+        return assign_rules(self.store.tensors, rules, fitted, self.template.tied)
+
+    def plan(
+        self, steps: int | Sequence[int] | None, out: Path, force: bool, memory: str | int
+    ) -> tuple[ExtrapolatePlan, Plan]:
+        """What will be written, checked as far as it can be without writing."""
+        targets = self._targets(steps, out)
+        self._check_place(out, targets, force)
+        vectors = self.store.vectors
+        # decoded arrays, coded bytes on their way, and bits: last, first, scratch, out
+        a_worker = max((v.chunk * (28 + 5 * v.dtype.itemsize) for v in vectors.values()), default=0)
+        workers = plan_workers("extrapolate", count_workers(), a_worker, parse_bytes(memory))
+        sizes = dict.fromkeys(("extrapolate", "hold", "copy"), 0)
+        for name, rule in self.rules.items():
+            sizes[rule] += self.store.tensors[name].size
+        there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+        plan = ExtrapolatePlan(
+            targets=tuple(targets),
+            estimator=self.estimator.name,
+            last_step=self.estimator.last_step,
+            files=len(self.template.files),
+            n_bytes=len(targets) * sum(f.n_bytes for f in self.template.files),
+            free_bytes=shutil.disk_usage(there).free,
+            extrapolated=sizes["extrapolate"],
+            held=sizes["hold"],
+            copied=sizes["copy"],
+            workers=workers.workers,
+            memory_bytes=workers.n_bytes,
+            warnings=tuple(self._warnings(targets)),
+        )
+        return plan, workers
+
+    def _targets(self, steps: int | Sequence[int] | None, out: Path) -> list[Target]:
         """The targets, checked, with the folder each goes to."""
+        e = self.estimator
+        if steps is None and e.alpha is not None:
+            steps = e.last_step + round(e.alpha * (e.last_step - e.first_step))
+        steps = [] if steps is None else [steps] if isinstance(steps, int) else list(steps)
         if not steps:
             raise InvalidInput("no target step given")
         if len(set(steps)) != len(steps):
             raise InvalidInput("a target step is given twice")
+        if e.alpha is not None and len(steps) > 1:
+            raise InvalidInput("expo with one alpha gives one checkpoint: give one step at most")
         many = len(steps) > 1
         return [
-            Target(x, x - self.last_step, str(out / f"step_{x}" if many else out)) for x in steps
+            Target(
+                step=step,
+                horizon=step - e.last_step,
+                path=str(out / f"step_{step}" if many else out),
+                alpha=e.coefficient(step) if e.name == "expo" else None,
+            )
+            for step in steps
         ]
 
-    def warnings(self, targets: Sequence[Target]) -> list[str]:
+    def _check_place(self, out: Path, targets: Sequence[Target], force: bool) -> None:
+        if len(targets) > 1 and os.path.lexists(out) and not out.is_dir():
+            raise AlreadyExists(f"{out}: is a file; several targets go to folders in {out}")
+        store = self.store.path.resolve()
+        for target in targets:
+            place = Path(target.path).resolve()
+            if place in (store, *store.parents) or store in place.parents:
+                raise AlreadyExists(f"{target.path}: the store is there; choose another -o")
+            check_target(Path(target.path), force)
+
+    def _warnings(self, targets: Sequence[Target]) -> list[str]:
         """What a reader of the outcome should know."""
-        span = self.last_step - self.first_step
-        far = [t for t in targets if t.horizon > span]
-        back = [t for t in targets if t.horizon < 0]
-        lines = []
-        if far:
-            lines.append(
-                f"step {far[-1].step} is {far[-1].horizon} steps beyond a window of {span} steps: "
-                "a line fitted over so short a window is not known to hold so far out"
+        return [line for target in targets for line in self._warn(target)]
+
+    def _warn(self, target: Target) -> list[str]:
+        e = self.estimator
+        span = e.last_step - e.first_step
+        found = []
+        if target.horizon > span:
+            found.append(
+                f"step {target.step} is {target.horizon} steps beyond a window of {span} steps "
+                f"({e.last_step - span} to {e.last_step}): a line over so short a window is not "
+                "known to hold so far out"
             )
-        if back:
-            lines.append(f"step {back[0].step} lies before the last fitted step {self.last_step}")
-        return lines
+        elif target.horizon < 0:
+            found.append(
+                f"step {target.step} lies before step {e.last_step}, the last one used; trajkit "
+                "restore gives checkpoints that were ingested"
+            )
+        if e.alpha is not None:
+            meant = e.last_step + e.alpha * (e.last_step - e.first_step)
+            if abs(meant - target.step) > 0.5:
+                found.append(
+                    f"step {target.step} is only the name: alpha {e.alpha:g} amounts to step "
+                    f"{meant:g}"
+                )
+        return found
+
+    def write_rest(self, writer: FolderWriter, target: Target) -> None:
+        """Write the index, the provenance and the model card."""
+        if self.template.index is not None:
+            writer.write_side_file(*self.template.index)
+        provenance = self.provenance(target)
+        writer.write_side_file(PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
+        card = write_card(provenance, self.template.read_config(), self._warn(target))
+        writer.write_side_file(_CARD, card.encode())
+
+    def provenance(self, target: Target) -> dict[str, Any]:
+        """The content of ``trajkit.json``; the same for the same inputs, whenever and wherever."""
+        e = self.estimator
+        fit = None if self.fit is None else self.fit.record
+        window = [e.first_step, e.last_step]
+        if fit is not None and not e.is_pair:
+            window = list(fit.steps)
+        shown = {k: v for k, v in asdict(target).items() if k != "path" and v is not None}
+        return {
+            "made_by": "trajkit extrapolate",
+            "trajkit": trajkit.__version__,
+            "target": shown,
+            "estimator": e.name,
+            "parameters": e.parameters,
+            "rsq_threshold": e.threshold,
+            "fitted_steps": window,
+            "last_step": e.last_step,
+            "tensor_rules": [f"{pattern}=copy" for pattern in COPIED] + list(self.texts),
+            "layout_from": self.template.like or f"step {e.last_step}",
+            "fit": None
+            if fit is None or not e.reads
+            else {
+                "name": fit.name,
+                "steps": list(fit.steps),
+                "rsq_threshold": fit.rsq_threshold,
+                "frames_digest": fit.frames_digest,
+                "versions": dict(fit.versions),
+            },
+            "versions": {
+                "trajkit": trajkit.__version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+            },
+        }
 
     def run_chunk(
         self,
@@ -265,107 +532,72 @@ class _Job:
         """Evaluate one chunk at every target and write it: (counts a target, bytes written)."""
         dtype = vector.dtype.name
         start, stop = vector.chunk_span(k)
-        n = stop - start
-        out = np.empty(n, vector.dtype.bits)
-        fitted = dtype in self.fit.arrays
-        values = self._read_fit(dtype, k, n) if fitted else {}
-        if fitted and not self.two_point:
-            first, last = out, values["last"]
-        else:
-            first, last = self._read_points(vector, k, n)
-        pieces = self._pieces(vector, start, stop, fitted)
+        pieces = self._pieces(vector, start, stop)
+        moving = any(rule == "extrapolate" for _, _, rule in pieces)
+        fit = self._read_fit(dtype, k, stop - start) if moving else {}
+        if "flags" in fit and not _may_move(fit["flags"]):
+            moving = False
+            pieces = [(a, b, "hold" if rule == "extrapolate" else rule) for a, b, rule in pieces]
+        first, last = self._read_points(vector, k, stop - start, fit, moving)
+        out = np.empty_like(last)
         counts = []
         for target, writer in zip(targets, writers, strict=True):
             total = Counts()
-            for at, end, rule in pieces:
-                piece = slice(at, end)
-                if rule == "copy":
+            for begin, end, rule in pieces:
+                piece = slice(begin, end)
+                if rule != "extrapolate":
                     out[piece] = last[piece]
-                    total += Counts(held=end - at)
+                    n = end - begin
+                    total += Counts(held=n, copied=n if rule == "copy" else 0)
                     continue
-                part = {name: array[piece] for name, array in values.items()}
-                total += self._evaluate(
-                    dtype, target, part, first[piece], last[piece], start + at, out[piece]
+                total += self.estimator.evaluate(
+                    dtype,
+                    target.step,
+                    {name: array[piece] for name, array in fit.items()},
+                    first[piece],
+                    last[piece],
+                    start + begin,
+                    out[piece],
                 )
             writer.write(dtype, start, out)
             counts.append(total)
-        return counts, n * vector.dtype.itemsize * len(targets)
-
-    def _evaluate(
-        self,
-        dtype: str,
-        target: Target,
-        part: dict[str, Array],
-        first: Array,
-        last: Array,
-        first_index: int,
-        out: Array,
-    ) -> Counts:
-        if self.two_point:
-            beta = (target.step - self.first_step) / (self.last_step - self.first_step)
-            gated = self.threshold is not None
-            return Counts(
-                *kernels.extrapolate_pair(
-                    first,
-                    last,
-                    beta,
-                    last,
-                    part["rsq"] if gated else None,
-                    part["flags"] if gated else None,
-                    self.threshold,
-                    dtype,
-                    first_index=first_index,
-                    out_bits=out,
-                )
-            )
-        from_mean = self.estimator == "line"
-        return Counts(
-            *kernels.extrapolate_line(
-                "mean" if from_mean else "last",
-                last,
-                part["slope"],
-                part["mean"],
-                part["rsq"],
-                part["flags"],
-                dtype,
-                dx=float(target.step - self.fit.x_mean) if from_mean else float(target.horizon),
-                threshold=self.threshold,
-                first_index=first_index,
-                out_bits=out,
-            )
-        )
+        return counts, last.nbytes * len(targets)
 
     def _read_fit(self, dtype: str, k: int, n: int) -> dict[str, Array]:
-        names: tuple[str, ...] = ("slope", "mean", "rsq", "last", "flags")
-        if self.two_point:
-            names = () if self.threshold is None else ("rsq", "flags")
-        values = {}
-        for name in names:
+        """The fit's arrays that the estimator reads, [N] each; fewer where nothing can move."""
+        values: dict[str, Array] = {}
+        if self.fit is None:
+            return values
+        for name in self.estimator.reads:
+            if name not in ("flags", "last") and not _may_move(values["flags"]):
+                break
             array = self.fit.arrays[dtype][name]
             chunk = np.empty(array.chunk, array.dtype)
             array.read_chunk(0, k, chunk)
             values[name] = chunk[:n]
         return values
 
-    def _read_points(self, vector: FlatVector, k: int, n: int) -> tuple[Array, Array]:
-        """The bits of the two points of ``two-point``; both the last one where nothing moves."""
+    def _read_points(
+        self, vector: FlatVector, k: int, n: int, fit: dict[str, Array], moving: bool
+    ) -> tuple[Array, Array]:
+        """The bits of the checkpoints a and b; the same array twice where a is not needed."""
         dtype = vector.dtype.name
+        if "last" in fit:
+            return fit["last"], fit["last"]
         scratch = np.empty(vector.chunk, vector.dtype.bits)
         last = np.empty_like(scratch)
         self.store.read_bits(dtype, self.last, k, last, scratch)
-        first = last
-        if self.two_point and vector.dtype.is_float:
-            first = np.empty_like(scratch)
-            self.store.read_bits(dtype, self.a, k, first, scratch)
+        if not (moving and self.estimator.is_pair):
+            return last[:n], last[:n]
+        first = np.empty_like(scratch)
+        self.store.read_bits(dtype, self.first, k, first, scratch)
         return first[:n], last[:n]
 
-    def _pieces(
-        self, vector: FlatVector, start: int, stop: int, fitted: bool
-    ) -> list[tuple[int, int, str]]:
+    def _pieces(self, vector: FlatVector, start: int, stop: int) -> list[tuple[int, int, str]]:
         """Runs of elements under one rule: (from, to, rule), counted from the chunk's start."""
         pieces: list[tuple[int, int, str]] = []
         for span in vector.spans(start, stop):
-            rule = "extrapolate" if fitted and not is_copied(span.tensor.name) else "copy"
+            rule = self.rules[span.tensor.name]
             end = span.at + span.stop - span.start
             if pieces and pieces[-1][2] == rule:
                 pieces[-1] = (pieces[-1][0], end, rule)
@@ -373,27 +605,7 @@ class _Job:
                 pieces.append((span.at, end, rule))
         return pieces
 
-    def provenance(self, target: Target) -> dict[str, Any]:
-        """The content of ``trajkit.json``."""
-        record = self.fit.record
-        window = [self.first_step, self.last_step] if self.two_point else list(record.steps)
-        return {
-            "trajkit": trajkit.__version__,
-            "made_by": "trajkit extrapolate",
-            "target": asdict(target),
-            "estimator": self.estimator,
-            "rsq_threshold": self.threshold,
-            "copied_tensors": list(COPIED),
-            "fitted_steps": window,
-            "fit": {"name": record.name, "frames_digest": record.frames_digest},
-            "versions": dict(record.versions),
-        }
 
-
-def is_copied(name: str) -> bool:
-    """Whether a tensor is copied from the last checkpoint by default.
-
-    >>> is_copied("model.layers.0.input_layernorm.weight"), is_copied("model.embed_tokens.weight")
-    (True, False)
-    """
-    return any(fnmatchcase(name.lower(), pattern) for pattern in COPIED)
+def _may_move(flags: Array) -> bool:
+    """Whether any element of a chunk ever changed: if none did, its last bits are all there is."""
+    return bool((flags & (FLAG_STATIC | FLAG_INVALID) == 0).any())

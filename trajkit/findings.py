@@ -10,7 +10,6 @@ MARGIN = 0.1
 """R² within this of the random walk's is called no better than chance"""
 FEW_CHECKPOINTS = 8
 """below this the walk's own R² is high, and the page says so"""
-_NBSP = "\u00a0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +27,20 @@ def percent(part: float | None, digits: int = 0) -> str:
     """A share in per cent.
 
     >>> percent(0.7066), percent(0.004), percent(None)
-    ('71\\xa0%', '0.4\\xa0%', 'none')
+    ('71 %', '0.4 %', 'none')
     """
     if part is None:
         return "none"
     value = 100 * part
+    if value in (0, 100):
+        digits = 0
     if 0 < value < 1 or 99 < value < 100:
         digits = max(digits, 1)
         if value < 0.1:
-            return f"<0.1{_NBSP}%"
+            return "under 0.1 %"
         if value > 99.9:
-            return f">99.9{_NBSP}%"
-    return f"{value:.{digits}f}{_NBSP}%"
+            return "over 99.9 %"
+    return f"{value:.{digits}f} %"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -153,6 +154,12 @@ def _notes(verdict: str, n: Mapping[str, Any], walk: WalkReference | None) -> li
                 f"at least two standard errors from zero for "
                 f"{percent(n['share_drift_t_above_2'])} of the elements, and for "
                 f"{percent(walk.share_drift_t_above_2)} of walks."
+            )
+        few = n["few_distinct"] / n["fitted"]
+        if few > 0.1 and n["kept"]:
+            notes.append(
+                f"{percent(few)} of the fitted elements took only two or three values, where any R² "
+                f"is partly an accident; without them the median is {number(n['median_rsq_kept'])}."
             )
     if n["invalid"] and n["fitted"]:
         notes.append(f"{n['invalid']:,} elements held NaN or Inf and are left out of every figure.")

@@ -1,7 +1,7 @@
 """Elements worth looking at: the best, median and worst fit, the biggest mover, and random ones.
 
-The fit's arrays are scanned chunk by chunk; of a large model, a seeded sample of chunks. Memory: two
-chunks, whatever N is.
+The fit's arrays are scanned chunk by chunk; of a large model, a seeded sample of chunks. Memory:
+two chunks, whatever N is.
 """
 
 from collections.abc import Iterator
@@ -143,7 +143,7 @@ def _draw_lots(dtype: str, start: int, fitted_N: Array) -> list[_Candidate]:
     lots_N = uniform_noise(seed, start, len(fitted_N)).astype(np.float64)
     lots_N[~fitted_N] = np.inf
     n = min(RANDOM + 4, len(lots_N))
-    lowest = np.argpartition(lots_N, n - 1)[:n] if n else []
+    lowest: Array | list[int] = np.argpartition(lots_N, n - 1)[:n] if n else np.empty(0, np.int64)
     return [
         _Candidate(float(lots_N[i]), dtype, start + int(i))
         for i in lowest

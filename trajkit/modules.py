@@ -92,7 +92,8 @@ class Cell:
     @cached_property
     def hist_rsq(self) -> Array:
         """Counts of R² on [0, 1]."""
-        return np.sum([row["hist_rsq"] for row in self.tensors], axis=0)
+        counts: Array = np.sum([row["hist_rsq"] for row in self.tensors], axis=0)
+        return counts
 
     @cached_property
     def median_rsq(self) -> float | None:
@@ -230,7 +231,7 @@ def _rank(module: str) -> tuple[Any, ...]:
         group = next((i for i, word in enumerate(_ORDER) if word in lower), 50)
     words = re.split(r"[._]", lower)
     part = min((_PARTS.index(w) for w in words if w in _PARTS), default=len(_PARTS))
-    return group, part, module
+    return group, module.rpartition(".")[0], part, module
 
 
 def _pool_small(rows: Sequence[Row]) -> tuple[Row, ...]:

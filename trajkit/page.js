@@ -19,23 +19,19 @@
     count: (x) => x.toLocaleString("en"),
     share: (x) => digits(100 * x, 100 * x > 0 && 100 * x < 1 ? 1 : 0) + "\u202f%",
     number: (x) => digits(x, 2),
-    size: (x) => (x >= 100 ? digits(x, 0) : String(Number(x.toPrecision(2)))),
+    size: (x) => (x >= 100 ? digits(x, 0) : x.toPrecision(2)),
   };
 
   function spark(text) {
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("width", 62);
-    svg.setAttribute("height", 16);
-    svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", "histogram of R² from 0 to 1");
-    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
     const step = 62 / text.length;
-    path.setAttribute("d", [...text].map((c, i) => {
-      const height = (parseInt(c, 36) / 35) * 15;
-      return `M${(i * step).toFixed(2)} 16v-${height.toFixed(1)}h${(step - 0.6).toFixed(2)}v${height.toFixed(1)}z`;
-    }).join(""));
-    svg.append(path);
-    return svg;
+    const bars = [...text].map((c, i) => {
+      const height = ((parseInt(c, 36) / 35) * 15).toFixed(1);
+      return `M${(i * step).toFixed(2)} 16v-${height}h${(step - 0.6).toFixed(2)}v${height}z`;
+    });
+    const template = document.createElement("template");
+    template.innerHTML = '<svg width="62" height="16" role="img" aria-label="histogram of R² from 0 to 1">'
+      + `<path d="${bars.join("")}"/></svg>`; // numbers alone
+    return template.content;
   }
 
   function cell(row, c) {
@@ -44,8 +40,9 @@
     const kind = columns[c];
     if (kind === "name") {
       const small = document.createElement("small");
-      small.textContent = " " + row[1];
-      td.append(value, small);
+      small.textContent = row[1];
+      for (const part of value.split(/(?<=[._])/)) td.append(part, document.createElement("wbr"));
+      td.append(small);
     } else if (value === null || value === "") {
       td.textContent = "–";
       td.className = "none";

@@ -1,4 +1,4 @@
-"""The report's colours: ink and greys, one accent, and a heat scale whose middle is the random walk.
+"""The report's colours: ink, greys, one accent, a heat scale whose middle is the random walk.
 
 The heat scale runs from orange (below the walk) over grey (as the walk) to blue (above it), a pair
 that colour-blind readers tell apart.

@@ -12,29 +12,19 @@ import numpy as np
 import trajkit
 from trajkit.codecs import Array
 from trajkit.design import null_rsq
-from trajkit.figures import (
-    NARROW,
-    WIDE,
-    Drawing,
-    RsqData,
-    check_formats,
-    draw_drift,
-    draw_gallery,
-    draw_histogram,
-    draw_modules,
-    draw_timeline,
-    drawing_style,
-)
+from trajkit.figures import NARROW, WIDE, Drawing, check_formats, drawing_style
 from trajkit.findings import Finding, find, number, percent
 from trajkit.fits import DEFAULT_FIT, Fit, read_fit
 from trajkit.gallery import Gallery, choose_elements
+from trajkit.markup import inline_svg
+from trajkit.module_plots import draw_drift, draw_modules
 from trajkit.modules import ModuleGrid, arrange_modules
 from trajkit.page import FigureBlock, PageData, build_page, run_facts
 from trajkit.palette import LIGHT, PAGE, Palette, css_colours
+from trajkit.plots import RsqData, draw_gallery, draw_histogram, draw_timeline
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
 from trajkit.shards import FolderWriter
 from trajkit.summary import pack_table
-from trajkit.svg import inline_svg
 from trajkit.trajectory import Trajectory
 from trajkit.units import format_bytes, format_seconds
 from trajkit.walks import WalkReference, reference_walks
@@ -242,10 +232,10 @@ class _Job:
         return _Figure(
             "timeline",
             lambda palette, width: draw_timeline(self.traj.steps, shares, window, palette, width),
-            "<b>How to read it.</b> A bar for each checkpoint, where it lies in training; its height "
-            "is what it takes in the store, in per cent of the checkpoint's own size. A tall bar is "
-            "a key frame, kept whole; the others are kept as differences. Grey bars are not in the "
-            "fit.",
+            "<b>How to read it.</b> A bar for each checkpoint, where it lies in training; its "
+            "height is what it takes in the store, in per cent of the checkpoint's own size. A tall "
+            "bar is a key frame, kept whole; the others are kept as differences."
+            + (" Grey bars are not in the fit." if not window.all() else ""),
             f"{len(shares)} checkpoints from step {self.traj.steps[0]} to {self.traj.steps[-1]}, "
             f"each stored in {percent(float(np.median(shares)))} of its size in the median",
         )
@@ -272,8 +262,8 @@ class _Job:
             "what rises above it speaks for a drift. Triangles mark the medians, the dotted line "
             "the threshold.",
             f"Histogram of R²: this run has median {number(n['median_rsq'])} and "
-            f"{percent(n['share_above_threshold'])} above {n['rsq_threshold']:g}; a random walk has "
-            f"median {number(n['null_median_rsq'])} and {percent(n['null_above_threshold'])}",
+            f"{percent(n['share_above_threshold'])} above {n['rsq_threshold']:g}; a random walk "
+            f"has median {number(n['null_median_rsq'])} and {percent(n['null_above_threshold'])}",
         )
 
     def _modules(self) -> _Figure:
@@ -293,10 +283,10 @@ class _Job:
                 palette,
                 width,
             ),
-            "<b>How to read it.</b> A column for each layer, a row for each module; tensors outside "
-            "the layers stand below. Grey is what a random walk scores, blue is straighter, orange "
-            "less straight. An empty frame has no fitted element. Point at a cell for its numbers."
-            + folded,
+            "<b>How to read it.</b> A column for each layer, a row for each module; tensors "
+            "outside the layers stand below. Grey is what a random walk scores, blue is "
+            "straighter, orange less straight. An empty frame has no fitted element. Point at a "
+            "cell for its numbers." + folded,
             f"Two heat maps of {len(grid.rows)} modules by {grid.layers} layers and "
             f"{len(grid.outside)} tensors outside of them: median R², and share above "
             f"{n['rsq_threshold']:g}; the table below has the numbers",
@@ -320,7 +310,7 @@ class _Job:
             "dashed line, that it wanders like a walk. <b>t of drift</b> asks whether the mean "
             "change between checkpoints differs from zero. <b>Ulps</b> are steps of the number "
             "format at the element's size: left of the dashed line, a weight's line moves less "
-            f"than half of one in the whole window, and a checkpoint can hardly show it.{reference}",
+            f"than half of one in the whole window, too little for a checkpoint to show.{reference}",
             f"Per module: median Durbin-Watson {number(n['median_durbin_watson'])} over the model, "
             f"{percent(n['share_drift_t_above_2'])} of elements with significant drift, "
             f"{number(n['median_ulps_per_100_steps'])} ulps moved in 100 steps in the median",
@@ -334,7 +324,8 @@ class _Job:
             "gallery",
             lambda palette, width: draw_gallery(gallery.picks, self.fit.x_mean, palette, width),
             "<b>How to read it.</b> Points are an element's value at each checkpoint, as change "
-            "since the first; the line is its fit. Faint rules are the values its format can take, "
+            "since the first, in the power of ten above the panel; the line is its fit. Faint rules "
+            "are the values its format can take, "
             "where there are few: a bf16 weight can only move from rule to rule. Best, median, "
             f"worst and biggest mover (steepest slope) are of the {pool} elements, the random ones "
             f"of all fitted, among {among} {gallery.scanned:,}; the draw is the same every time.",

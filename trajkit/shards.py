@@ -1,26 +1,44 @@
 """Writing a checkpoint folder: safetensors shards in a given layout, whole or not at all.
 
-The files' headers are written first and the tensors' bytes go to their places in any order, from
-many threads. Everything lies in a folder beside the target until :meth:`FolderWriter.commit`
-renames it into place, so that a folder under its own name is complete.
+The tensors' bytes go to their places in any order, from many threads. Everything lies in a folder
+``.NAME.part`` beside the target until :meth:`FolderWriter.commit` renames it into place, so that a
+folder under its own name is complete. The part does not look complete either: the first 8 bytes of
+each safetensors file, the length of its header, stay zero until all else is on the disk, and no
+reader takes such a file.
+
+Measured (1 GB, 512 KiB a write, two threads): pwrite into sparse files and one fsync at the end
+0.68 s; allocated first with posix_fallocate 0.66; write-back begun with every write 0.40, since the
+disk then works while the rest is computed; cp followed by sync 0.69. Opening the file for every
+write costs nothing that can be measured, and needs no limit on open files.
 """
 
+import ctypes
+import errno
+import fcntl
 import json
 import os
 import shutil
 import struct
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
+from trajkit.checkpoint import open_checkpoint
 from trajkit.codecs import Array
 from trajkit.dtypes import DTYPES
-from trajkit.errors import AlreadyExists, Mismatch
+from trajkit.errors import AlreadyExists, FormatError, Locked, Mismatch
 from trajkit.layout import FlatVector, TensorInfo, tensors_of
 from trajkit.source import SourceRecord
 from trajkit.zarrays import disk_errors, sync_directory
+
+_WRITE_BACK_BYTES = 1 << 16
+"""writes of at least this much are sent on to the disk at once"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,66 +103,104 @@ def _make_header(kept: Sequence[tuple[str, TensorInfo]], metadata: Any) -> str:
     return text + " " * (-len(text.encode()) % 8)
 
 
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Disjoint ranges of a flat vector that lie in one piece in a file, ascending; int64 each."""
+
+    starts: Array
+    stops: Array
+    files: Array
+    offsets: Array
+    """byte offset of the range's first element in its file"""
+
+
 class FolderWriter:
-    """A checkpoint folder in the making; use it in a ``with`` block and ``commit`` at its end.
+    """A folder in the making; use it in a ``with`` block and ``commit`` at its end.
 
     Raises:
         AlreadyExists: the target is there and ``force`` was not given.
+        Locked: another process is writing the same target.
     """
 
     def __init__(
-        self,
-        out: Path,
-        vectors: Mapping[str, FlatVector],
-        *,
-        force: bool = False,
-        part: Path | None = None,
+        self, out: Path, vectors: Mapping[str, FlatVector], *, force: bool = False
     ) -> None:
         check_target(out, force)
         self.out = out
-        self.part = part or out.with_name(f".{out.name}.part")
+        whole = Path(os.path.abspath(out))  # noqa: PTH100 - links are kept; '.' and '..' are not
+        self.part = whole.with_name(f".{whole.name}.part")
         self.force = force
         self._vectors = vectors
-        self._fds: list[int] = []
-        self._places: dict[str, list[tuple[int, int]]] = {}
-        self._subfolders: list[FolderWriter] = []
+        self._files: list[PlannedFile] = []
+        self._runs: dict[str, list[_Runs]] = {}
+        self._lock = -1
+        self._made: list[Path] = []
+        self._finished = False
 
     def __enter__(self) -> Self:
         with disk_errors(self.out):
-            if self.part.exists():
-                shutil.rmtree(self.part)  # left by a run that was killed
-            self.part.mkdir(parents=True)
+            self._made = [p for p in self.part.parents if not p.exists()]
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take()
+            for left in self.part.iterdir():  # by a run that was killed
+                remove_path(left)
         return self
 
-    def subfolder(self, name: str) -> "FolderWriter":
-        """A writer for a folder within this one, which is committed with it."""
-        inner = FolderWriter(self.out / name, self._vectors, part=self.part / name)
-        self._subfolders.append(inner)
-        return inner.__enter__()
+    def _take(self) -> int:
+        """The part folder, ours alone until we close it or die."""
+        while True:
+            self.part.mkdir(exist_ok=True)
+            fd = os.open(self.part, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                raise Locked(f"{self.out}: another process is writing it; wait for it") from None
+            with suppress(FileNotFoundError):
+                if os.fstat(fd).st_ino == self.part.stat().st_ino:
+                    return fd
+            os.close(fd)  # renamed or removed between our opening and our locking it
 
     def add_files(self, files: Sequence[PlannedFile]) -> None:
-        """Create the safetensors files at their full size, headers written, tensors all zero."""
+        """Create the safetensors files, once: full size, header but for its length, no data."""
         with disk_errors(self.out):
             for file in files:
                 path = self.part / file.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                self._fds.append(fd)
-                os.truncate(fd, file.n_bytes)
-                _write_all(fd, struct.pack("<Q", len(file.header)) + file.header, 0)
-                for tensor, offset in file.places:
-                    self._places.setdefault(tensor, []).append((len(self._fds) - 1, offset))
+                try:
+                    os.truncate(fd, file.n_bytes)
+                    _write_all(fd, file.header, 8)
+                finally:
+                    os.close(fd)
+        self._files = list(files)
+        self._runs = {d: _find_runs(v, self._files) for d, v in self._vectors.items()}
 
     def write(self, dtype: str, start: int, bits: Array) -> None:
         """Put bits [start, start + len(bits)) of a flat vector where the files have them."""
         itemsize = bits.itemsize
+        stop = start + len(bits)
+        raw = bits.view(np.uint8).data
         with disk_errors(self.out):
-            for span in self._vectors[dtype].spans(start, start + len(bits)):
-                part = bits[span.at : span.at + span.stop - span.start]
-                for file, offset in self._places.get(span.tensor.name, ()):
-                    _write_all(
-                        self._fds[file], part.view("u1").data, offset + span.start * itemsize
-                    )
+            for runs in self._runs.get(dtype, ()):
+                begin = int(np.searchsorted(runs.stops, start, side="right"))
+                end = int(np.searchsorted(runs.starts, stop, side="left"))
+                for i in range(begin, end):
+                    run_start = int(runs.starts[i])
+                    lo, hi = max(start, run_start), min(stop, int(runs.stops[i]))
+                    piece = raw[(lo - start) * itemsize : (hi - start) * itemsize]
+                    offset = int(runs.offsets[i]) + (lo - run_start) * itemsize
+                    self._write_piece(int(runs.files[i]), piece, offset)
+
+    def _write_piece(self, file: int, piece: memoryview, offset: int) -> None:
+        fd = os.open(self.part / self._files[file].name, os.O_WRONLY)
+        try:
+            _write_all(fd, piece, offset)
+            if len(piece) >= _WRITE_BACK_BYTES and hasattr(os, "posix_fadvise"):
+                # Linux begins to write dirty pages back when told that they are not needed
+                os.posix_fadvise(fd, offset, len(piece), os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
 
     def write_side_file(self, name: str, content: bytes) -> None:
         """Write a file that belongs beside the shards, such as config.json."""
@@ -153,28 +209,63 @@ class FolderWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def commit(self) -> None:
-        """Bring everything to the disk and the folder into its place."""
+    def finish(self) -> None:
+        """Bring everything to the disk; from here on the part folder is a complete one."""
+        if self._finished:
+            return
         with disk_errors(self.out):
-            for folder in (*self._subfolders, self):
-                for fd in folder._fds:
+            below = sorted(self.part.rglob("*"))
+            for path in below:
+                if path.is_file():
+                    _sync_file(path)
+            for file in self._files:
+                fd = os.open(self.part / file.name, os.O_WRONLY)
+                try:
+                    _write_all(fd, struct.pack("<Q", len(file.header)), 0)
                     os.fsync(fd)
-                folder._close()
-                sync_directory(folder.part)
-            if self.force and self.out.exists():
-                old = self.out.with_name(f".{self.out.name}.old")
-                if old.exists():
-                    _remove(old)
-                self.out.rename(old)
-                self.part.rename(self.out)
-                _remove(old)
+                finally:
+                    os.close(fd)
+            for folder in (*(p for p in below if p.is_dir()), self.part):
+                sync_directory(folder)
+        self._finished = True
+
+    def check(self) -> None:
+        """Read the finished headers back from the disk and compare them with what was planned.
+
+        Raises:
+            FormatError: they are not as written, or do not fit the index or one another.
+        """
+        checkpoint = open_checkpoint(self.part)
+        found = {f.name: (f.header, f.size) for f in checkpoint.files}
+        planned = {f.name: (f.header, f.n_bytes) for f in self._files}
+        for name in sorted(found.keys() | planned.keys()):
+            if found.get(name) != planned.get(name):
+                raise FormatError(
+                    f"{self.out}: {name}: its header on disk is not the one that was written"
+                )
+
+    def commit(self) -> None:
+        """Finish, and rename the folder into its place; at no instant is that place half filled."""
+        self.finish()
+        with disk_errors(self.out):
+            if self.force and os.path.lexists(self.out):
+                self._replace()
             else:
                 self.part.rename(self.out)
-            sync_directory(self.out.parent)
+            sync_directory(self.part.parent)
+        self._made = []
 
-    def _close(self) -> None:
-        while self._fds:
-            os.close(self._fds.pop())
+    def _replace(self) -> None:
+        """Put the finished folder in the place of what is there, which is then removed."""
+        if _exchange(self.part, self.out):
+            remove_path(self.part)
+            return
+        old = self.part.with_suffix(".old")
+        if os.path.lexists(old):
+            remove_path(old)
+        self.out.rename(old)
+        self.part.rename(self.out)
+        remove_path(old)
 
     def __exit__(
         self,
@@ -182,25 +273,94 @@ class FolderWriter:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        for folder in (*self._subfolders, self):
-            folder._close()
-        if self.part.exists():
-            shutil.rmtree(self.part, ignore_errors=True)
+        if self._lock < 0:
+            return
+        with suppress(OSError):
+            if os.fstat(self._lock).st_ino == self.part.stat().st_ino:
+                shutil.rmtree(self.part, ignore_errors=True)
+        os.close(self._lock)
+        for folder in self._made:
+            with suppress(OSError):  # no longer empty: another writer's by now
+                folder.rmdir()
+
+
+def _find_runs(vector: FlatVector, files: Sequence[PlannedFile]) -> list[_Runs]:
+    """Where a vector's elements go: disjoint runs, and more of them for tensors written twice."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for i, file in enumerate(files):
+        for tensor, offset in file.places:
+            places.setdefault(tensor, []).append((i, offset))
+    layers: list[list[list[int]]] = []
+    itemsize = vector.dtype.itemsize
+    for info in vector.tensors:
+        for depth, (i, offset) in enumerate(places.get(info.name, ())):
+            if not info.size:
+                continue
+            if depth == len(layers):
+                layers.append([])
+            rows = layers[depth]
+            if rows:
+                begin, end, before, at = rows[-1]
+                if (end, before, at + (end - begin) * itemsize) == (info.offset, i, offset):
+                    rows[-1][1] = info.stop
+                    continue
+            rows.append([info.offset, info.stop, i, offset])
+    return [_Runs(*np.array(rows, np.int64).T.copy()) for rows in layers]
 
 
 def check_target(out: Path, force: bool) -> None:
-    """Raise :class:`AlreadyExists` when writing a folder to ``out`` would replace something."""
-    if out.exists() and not force:
-        if out.is_dir() and not any(out.iterdir()):
-            return  # an empty folder holds nothing to lose; rename replaces it
+    """Raise :class:`AlreadyExists` when writing a folder to ``out`` would replace something.
+
+    With ``force`` it is refused all the same to replace a folder that one stands in.
+    """
+    if not os.path.lexists(out):
+        return
+    if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
+        return  # an empty folder holds nothing to lose; rename replaces it
+    if not force:
         raise AlreadyExists(f"{out}: exists already; replace it with --force or choose another -o")
+    here = Path.cwd()
+    if out.resolve() in (here, *here.parents):
+        raise AlreadyExists(f"{out}: is the current folder or holds it; choose another -o")
 
 
-def _remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
+    """Remove a file, a link or a whole folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places in one step; False where the system or its disk cannot.
+
+    Raises:
+        OSError: it can, and refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(a), os.fsencode(b)
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        failed = libc.renameat2(here, names[0], here, names[1], swap)
+    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(*names, 2)  # RENAME_SWAP
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(b))
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _write_all(fd: int, content: bytes | memoryview, offset: int) -> None:

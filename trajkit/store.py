@@ -35,7 +35,8 @@ from trajkit.zarrays import ZArray, canonical_json
 
 FORMAT = "trajkit"
 VERSION = 1
-STEPS_CHUNK = 1024
+STEPS_CHUNK = 1 << 16
+"""checkpoints a chunk of ``steps``: one chunk, so that a longer run changes its shape only"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ class Store:
             np.dtype("int64"),
             rows,
             STEPS_CHUNK,
-            PlainCodec(),
+            codec_by_name("zstd"),
             dimension_names=("checkpoint",),
         )
 

@@ -255,7 +255,6 @@ class StoreWriter:
             store.frames[dtype].write_metadata()
             store.digests[dtype].write_metadata()
             for array in (store.frames[dtype], store.digests[dtype]):
-                sync_directory(array.path)
                 if (array.path / "c").exists():
                     sync_directory(array.path / "c")
         store.steps_array.write_row(store.steps)
@@ -381,18 +380,22 @@ class StoreWriter:
         raise FormatError(f"{target}: damaged: its digest does not match its name")
 
     def _heal(self, store: Store) -> None:
-        """Remove what a killed writer left beyond the commit."""
+        """Remove what a killed writer left beyond the commit.
+
+        Metadata goes back first: an array that claims a row which is gone would look damaged if
+        this is killed as well, while a row beyond the metadata is only ignored.
+        """
         rows = len(store.commit.frames)
         for array in (*store.frames.values(), *store.digests.values()):
+            if _rows_on_disk(array.path) != rows:
+                array.write_metadata()
             row = rows
             while array.row_path(row).exists():
                 shutil.rmtree(array.row_path(row))
                 row += 1
-            if _rows_on_disk(array.path) != rows:
-                array.write_metadata()
         if _rows_on_disk(store.path / "steps") != rows:
-            store.steps_array.write_row(store.steps)
             store.steps_array.write_metadata()
+            store.steps_array.write_row(store.steps)
         for folder in (store.path, *(store.path / name for name in ("tensors", "assets"))):
             for part in folder.glob("*.part"):
                 part.unlink(missing_ok=True)

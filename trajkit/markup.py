@@ -1,10 +1,12 @@
-"""Matplotlib's SVG made fit to stand in a page: themed by CSS, unique ids, no links, small."""
+"""Text made safe for a page, and matplotlib's SVG made fit for one: themed by CSS, ids unique, small."""
 
 import html
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 _TIP = "tip-"
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def tip_id(i: int) -> str:
@@ -66,9 +68,26 @@ def _shorten(match: re.Match[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with control characters written out; for names that come from files.
+    """The text with control and formatting characters written out; for names that come from files.
 
     >>> printable("a\\nb")
     'a\\\\nb'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c
+        for c in text
+    )
+
+
+def escape(text: object) -> str:
+    """Text that is safe in HTML, in attributes too; no line breaks before a per cent sign.
+
+    >>> escape('<b> 5 %')
+    '&lt;b&gt; 5\xa0%'
+    """
+    return tie(html.escape(printable(str(text))))
+
+
+def tie(markup: str) -> str:
+    """HTML in which no line breaks before a per cent sign."""
+    return markup.replace(" %", "\u00a0%")

@@ -1,0 +1,81 @@
+"""The model card of an extrapolated checkpoint: README.md with the Hub's front matter."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def write_card(
+    provenance: Mapping[str, Any], config: Mapping[str, Any], warnings: Sequence[str]
+) -> str:
+    """The card's text.
+
+    Args:
+        provenance: the content of ``trajkit.json``.
+        config: the model's config.json; may be empty.
+        warnings: about this target.
+    """
+    target, steps = provenance["target"], provenance["fitted_steps"]
+    elements = target["moved"] + target["held"] + target["unchanged_after_rounding"]
+    rows = (
+        ("target", f"step {target['step']:,}"),
+        ("beyond the last checkpoint used", f"{target['horizon']:+,} steps"),
+        ("computed from", f"{len(steps)} checkpoints, steps {steps[0]:,} to {steps[-1]:,}"),
+        ("estimator", f"`{provenance['estimator']}`{_describe(provenance['parameters'], target)}"),
+        ("gate", _describe_gate(provenance["rsq_threshold"])),
+        ("elements moved", _share(target["moved"], elements)),
+        ("held at their last value", _share(target["held"], elements)),
+        ("unchanged after rounding", _share(target["unchanged_after_rounding"], elements)),
+    )
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    cautions = "".join(f"> {text[0].upper()}{text[1:]}.\n\n" for text in warnings)
+    front = "\n".join(_front_matter(config))
+    return f"""---
+{front}
+---
+
+# Step {target["step"]:,}, extrapolated from steps {steps[0]:,} to {steps[-1]:,}
+
+These weights were not trained. trajkit {provenance["trajkit"]} computed them from checkpoints of a
+training run: each element goes on along its path over the training steps, or keeps its last value
+([arXiv 2601.04537](https://arxiv.org/abs/2601.04537)).
+
+**They have not been evaluated.** Whether a run's lines go on like this is a property of the run:
+compare with the last trained checkpoint before you rely on them.
+
+| | |
+|---|---|
+{table}
+
+{cautions}`trajkit.json` holds the same, with digests and versions.
+"""
+
+
+def _front_matter(config: Mapping[str, Any]) -> list[str]:
+    lines = ["library_name: transformers"]
+    if any(
+        "ForCausalLM" in str(a) or "LMHead" in str(a) for a in config.get("architectures") or ()
+    ):
+        lines.append("pipeline_tag: text-generation")
+    base = config.get("_name_or_path")
+    if isinstance(base, str) and _HUB_ID.fullmatch(base) and not Path(base).exists():
+        lines.append(f"base_model: {base}")  # a name on the Hub, not a path on the trainer's disk
+    return [*lines, "tags:", "- trajkit", "- weight-extrapolation"]
+
+
+def _describe(parameters: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    shown = {k: v for k, v in parameters.items() if (k, v) != ("rounding", "nearest")}
+    if "alpha" in target:
+        shown["alpha"] = f"{target['alpha']:g}"
+    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in shown.items())
+
+
+def _describe_gate(threshold: float | None) -> str:
+    return "none: every element may move" if threshold is None else f"R² above {threshold:g}"
+
+
+def _share(n: int, of: int) -> str:
+    return f"{n:,} of {of:,} ({n / max(of, 1):.1%})"
