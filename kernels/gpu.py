@@ -14,9 +14,10 @@ statistics waits for the device.
 
 Axes: B frames of a batch, T checkpoints in all, N elements, G groups of 64 frames.
 
-How fast it can be: a frame's codes are read once, 16 bytes a thread and eight frames ahead of
-their use, and about 26 instructions an element follow for 16-bit codes (read from the SASS for
-sm_90), so that reading and computing take about the same time there; for float32 memory decides.
+How fast it can be: a frame's codes are read once, 16 bytes a thread and four frames ahead of their
+use (eight for bfloat16), and about 26 instructions an element follow for 16-bit codes (read from
+the SASS for sm_90), so that reading and computing take about the same time there; for float32
+memory decides.
 The state costs 128 bytes an element and batch to read and write, so batches of 64 frames or more
 are worth waiting for. In a longer batch the float64 sums are folded every 64 frames, in memory
 (which the cache absorbs): kept in registers they spilled.
@@ -39,6 +40,7 @@ from trajkit.kernels.gpu_launch import (
     block_elements,
     check_codes,
     check_flat,
+    float32_factor,
     max_registers,
     new_solution,
     new_sums,
@@ -139,15 +141,15 @@ def solve(
         return out
     design = step_design(sums, min_range, device)
     with on_device(device):
-        _solve_kernel[(triton.cdiv(sums.size, BLOCK),)](
+        _solve_kernel[(triton.cdiv(sums.size, BLOCK // 2),)](
             sums.s_d, sums.s_ud, sums.s_dd, sums.q, sums.p,
             sums.y_first, sums.y_min, sums.y_max, sums.bits_last,
             sums.changes, sums.distinct, sums.invalid, design, few,
             out.slope, out.mean, out.rsq, out.flags, out.dw, out.drift_t, out.bits_last,
             sums.size,
-            BLOCK=BLOCK, DTYPE=sums.dtype, SHIFT=32 - form.width,
+            BLOCK=BLOCK // 2, DTYPE=sums.dtype, SHIFT=32 - form.width,
             E_MIN=form.e_min, MANTISSA=form.mantissa,
-            num_warps=2 * NUM_WARPS, enable_fp_fusion=False,
+            num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
@@ -280,7 +282,8 @@ def extrapolate_line(
     with on_device(out_bits.device):
         _extrapolate_line_kernel[(max(triton.cdiv(n, BLOCK), 1),)](
             last_bits, slope, mean, rsq, flags, out_bits, counts,
-            float(dx), 0.0 if threshold is None else float(threshold), low, high, n,
+            float32_factor(dx, out_bits.device),
+            0.0 if threshold is None else float(threshold), low, high, n,
             FROM_MEAN=base == "mean", BY_RSQ=threshold is not None,
             STOCHASTIC=rounding == "stochastic", BLOCK=BLOCK, DTYPE=dtype,
             SHIFT=32 - format_of(dtype).width, num_warps=NUM_WARPS, enable_fp_fusion=False,
@@ -318,7 +321,8 @@ def extrapolate_pair(
             bits_a, bits_b, bits_hold,
             out_bits if gate_rsq is None else gate_rsq, out_bits if flags is None else flags,
             out_bits, counts,
-            float(beta), 0.0 if threshold is None else float(threshold), low, high, n,
+            float32_factor(beta, out_bits.device),
+            0.0 if threshold is None else float(threshold), low, high, n,
             BY_RSQ=by_rsq, BY_FLAGS=flags is not None,
             STOCHASTIC=rounding == "stochastic", BLOCK=BLOCK, DTYPE=dtype,
             SHIFT=32 - format_of(dtype).width, num_warps=NUM_WARPS, enable_fp_fusion=False,

@@ -1,6 +1,9 @@
 """The Triton kernels that make new checkpoints: gate, line or pair, one rounding, counts.
 
-They are launched with enable_fp_fusion=False: a product and a sum, each rounded to float32.
+A product and a sum are each rounded to float32. Telling the compiler not to fuse them is not enough
+(CUDA 12.9's assembler fuses pairs of them for sm_100 whatever it is told), so the product is taken
+in float64, where that of two float32 is exact, and rounded; nothing can fuse that. The factor comes
+from memory as a float64, lest the compiler see that it is a float32 and undo it.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
@@ -59,6 +62,12 @@ def _round_or_hold(
 
 
 @triton.jit
+def _times(value, factor_ptr):
+    """A block times a number, rounded to float32, by a multiplication that cannot be fused."""
+    return (value.to(tl.float64) * tl.load(factor_ptr)).to(tl.float32)
+
+
+@triton.jit
 def _is_held(
     rsq_ptr,
     flags_ptr,
@@ -89,7 +98,7 @@ def _extrapolate_line_kernel(
     flags_ptr,  # uint8 [N]
     out_ptr,  # unsigned [N]
     counts_ptr,  # int64 [3]: moved, held, unchanged
-    dx,
+    dx_ptr,  # float64 [1], a float32 number
     threshold,
     noise_low,
     noise_high,
@@ -111,7 +120,7 @@ def _extrapolate_line_kernel(
         start = _value(hold.to(tl.uint32) << SHIFT, DTYPE)
     held = _is_held(rsq_ptr, flags_ptr, threshold, offsets, inside, BLOCK, BY_RSQ, True)
     _round_or_hold(
-        start + slope * dx, held, hold, out_ptr, counts_ptr, noise_low, noise_high,
+        start + _times(slope, dx_ptr), held, hold, out_ptr, counts_ptr, noise_low, noise_high,
         offsets, inside, STOCHASTIC, DTYPE,
     )  # fmt: skip
 
@@ -125,7 +134,7 @@ def _extrapolate_pair_kernel(
     flags_ptr,  # uint8 [N]
     out_ptr,  # unsigned [N]
     counts_ptr,  # int64 [3]: moved, held, unchanged
-    beta,
+    beta_ptr,  # float64 [1], a float32 number
     threshold,
     noise_low,
     noise_high,
@@ -144,6 +153,6 @@ def _extrapolate_pair_kernel(
     hold = tl.load(hold_ptr + offsets, mask=inside, other=0)
     held = _is_held(rsq_ptr, flags_ptr, threshold, offsets, inside, BLOCK, BY_RSQ, BY_FLAGS)
     _round_or_hold(
-        a + beta * (b - a), held, hold, out_ptr, counts_ptr, noise_low, noise_high,
+        a + _times(b - a, beta_ptr), held, hold, out_ptr, counts_ptr, noise_low, noise_high,
         offsets, inside, STOCHASTIC, DTYPE,
     )  # fmt: skip

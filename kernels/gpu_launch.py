@@ -179,6 +179,11 @@ def step_design(sums: Sums, min_range: float, device: torch.device) -> torch.Ten
     return torch.tensor(design, dtype=torch.float64).to(device)
 
 
+def float32_factor(factor: float, device: torch.device) -> torch.Tensor:
+    """A number rounded to float32, as the float64 [1] in which extrapolation multiplies by it."""
+    return torch.tensor([float(np.float32(factor))], dtype=torch.float64).to(device)
+
+
 def noise_start(seed: int, first_index: int) -> tuple[int, int]:
     """The counter of element 0 as two signed 32-bit halves, which Triton takes as int32."""
     start = (int(mix_seed(seed)) + first_index * 0x9E3779B97F4A7C15) % 2**64

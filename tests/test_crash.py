@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import ml_dtypes
@@ -165,6 +166,52 @@ def test_an_error_at_every_touch_of_the_disk(
     assert len(seen) == 1
     assert "No space left on device; what was" in seen.pop() or error is KeyboardInterrupt
     assert check_committed(store, series) == 3
+
+
+def test_a_writer_that_dies_while_it_clears_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second writer dies too, at every touch of the disk: nothing looks damaged."""
+    folders = small_series(tmp_path / "ckpts", 3)
+    base = tmp_path / "base.zarr"
+    trajkit.ingest(folders[:2], base)
+    with monkeypatch.context() as patch:  # all of the third step but its commit
+        replace_file = writer_module.replace_file
+
+        def die_at_the_commit(path: Path, content: bytes) -> None:
+            if path == base / "zarr.json":
+                raise KeyboardInterrupt
+            replace_file(path, content)
+
+        patch.setattr(writer_module, "replace_file", die_at_the_commit)
+        with pytest.raises(KeyboardInterrupt):
+            trajkit.ingest(folders, base)
+    assert (base / "frames" / "bfloat16" / "c" / "2").exists()
+    for n in range(1, 100):
+        store = Path(shutil.copytree(base, tmp_path / f"{n}.zarr"))
+        left = [n]
+
+        def dying(touch: Callable[..., object], left: list[int] = left) -> Callable[..., object]:
+            def touch_or_die(*args: object, **kwargs: object) -> object:
+                left[0] -= 1
+                if left[0] <= 0:
+                    raise KeyboardInterrupt
+                return touch(*args, **kwargs)
+
+            return touch_or_die
+
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "rmdir", "unlink"):
+                patch.setattr(os, name, dying(getattr(os, name)))
+            patch.setattr(Path, "replace", dying(Path.replace))
+            with suppress(KeyboardInterrupt):
+                trajkit.ingest(folders, store)
+        if left[0] > 0:
+            break
+        assert verify(store).bad == (), f"killed at the {n}. touch"
+        trajkit.ingest(folders, store)
+        assert verify(store, against=tmp_path / "ckpts").exact == 3
+    assert n > 20
 
 
 def read_tensor(tmp_path: Path, i: int, name: str) -> np.ndarray:

@@ -63,7 +63,7 @@ def compile_ahead(
     names = kernel.arg_names
     full = {name: "constexpr" if name in constants else signature[name] for name in names}
     # as a launch has them for the store's chunks of 262,144 elements; T is any number
-    numbers = ("n_frames", "few", "beta", "threshold", "noise_low", "noise_high")
+    numbers = ("n_frames", "few", "threshold", "noise_low", "noise_high")
     aligned = [name for name in signature if name not in numbers]
     source = ASTSource(
         kernel,
@@ -192,7 +192,7 @@ def test_accumulation_compiles_without_spills_and_with_wide_loads(
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_extrapolation_rounds_the_product_and_the_sum(arch: int, tmp_path: Path) -> None:
-    """Multiplied and added in two instructions: the machine code has no fused multiply-add."""
+    """The machine code has no fused multiply-add: CUDA 12.9 once made one in spite of the flag."""
     from trajkit.kernels.gpu_extrapolate import _extrapolate_pair_kernel
 
     signature = {
@@ -201,7 +201,8 @@ def test_extrapolation_rounds_the_product_and_the_sum(arch: int, tmp_path: Path)
         "flags_ptr": "*u8",
         "out_ptr": "*u16",
         "counts_ptr": "*i64",
-        **dict.fromkeys(("beta", "threshold"), "fp32"),
+        "beta_ptr": "*fp64",
+        "threshold": "fp32",
         **dict.fromkeys(("noise_low", "noise_high", "n_elements"), "i32"),
     }
     constants = {
@@ -217,7 +218,7 @@ def test_extrapolation_rounds_the_product_and_the_sum(arch: int, tmp_path: Path)
     nvdisasm = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     done = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True)
     operations = Counter(re.findall(r"\b(FFMA2?|FMUL2?|FADD2?)\b", done.stdout))
-    assert operations["FMUL"] + operations["FMUL2"] > 0, operations
+    assert operations["FADD"] + operations["FADD2"] > 0, operations
     assert operations["FFMA"] + operations["FFMA2"] == 0, operations
 
 
