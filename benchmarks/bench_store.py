@@ -6,7 +6,8 @@ On the real trajectory of ``data/`` and on a synthetic series with its update st
 checkpoints of 1 GB (``--size``). GB/s are of raw tensor bytes; ingest includes every fsync; decode
 goes from the files to the bits of every frame, on all cores. The files come from the page cache,
 for ``cp`` as well. "deltas" is the ratio of the delta frames alone: what a long run tends to, since
-one frame in 64 is a key. Besides: how fast a long store opens, and one element's trajectory reads.
+one frame in 64 is a key. "a core" is by the processor's time, which other users of a shared machine
+disturb less. Besides: how fast a long store opens, and one element's trajectory reads.
 """
 
 import argparse
@@ -83,13 +84,17 @@ def measure_series(ckpts: Path, work: Path, codecs: list[str], repeats: int) -> 
 def measure_codec(ckpts: Path, work: Path, codec: str, repeats: int) -> dict[str, Any]:
     """Ratio, rates and bottleneck of one codec."""
     path = work / "s.zarr"
-    ingests, decodes = [], []
+    ingests, decodes, ingest_cpu, decode_cpu = [], [], [], []
     for _ in range(repeats):
         shutil.rmtree(path, ignore_errors=True)
+        cpu = time.process_time()
         result = trajkit.ingest(ckpts, path, codec=codec)
+        ingest_cpu.append(result.raw_bytes / (time.process_time() - cpu))
         ingests.append(result.bytes_per_second)
         store = Store.open(path)
+        cpu = time.process_time()
         decodes.append(store.raw_bytes / time_call(lambda s=store: decode_all(s)))
+        decode_cpu.append(store.raw_bytes / (time.process_time() - cpu))
     deltas = [f.stored_bytes for t, f in enumerate(store.commit.frames) if not store.is_key(t)]
     verify_seconds = time_call(lambda: trajkit.verify(path))
     shutil.rmtree(path)
@@ -98,7 +103,9 @@ def measure_codec(ckpts: Path, work: Path, codec: str, repeats: int) -> dict[str
         "ratio": result.raw_bytes / result.stored_bytes,
         "delta_ratio": store.raw_bytes / len(store.steps) / statistics.mean(deltas),
         "ingest_gbps": statistics.median(ingests) / 1e9,
+        "ingest_gbps_a_core": statistics.median(ingest_cpu) / 1e9,
         "decode_gbps": statistics.median(decodes) / 1e9,
+        "decode_gbps_a_core": statistics.median(decode_cpu) / 1e9,
         "verify_gbps": result.raw_bytes / verify_seconds / 1e9,
         "bottleneck": result.bottleneck,
         "stage_seconds": {k: round(v, 3) for k, v in result.stage_seconds.items()},
@@ -200,21 +207,24 @@ def print_series(title: str, result: dict[str, Any]) -> None:
         f"\n{title}: {result['raw_bytes'] / 1e9:.3g} GB, "
         f"{100 * result['changed']:.0f} % of elements change from one file to the next\n"
     )
-    print(
-        "| codec        | ratio | deltas | ingest GB/s | decode GB/s | verify GB/s | pace set by |"
-    )
-    print(
-        "|--------------|------:|-------:|------------:|------------:|------------:|-------------|"
-    )
+    titles = " | ".join(f"{title:>11}" for title in RATES.values())
+    print(f"| codec        | ratio | deltas | {titles} | pace set by |")
+    print(f"|--------------|------:|-------:|{'------------:|' * len(RATES)}-------------|")
     for row in result["rows"]:
-        rates = [f"{row[f'{k}_gbps']:.2f}" if f"{k}_gbps" in row else "" for k in RATES]
+        rates = [f"{row[key]:.2f}" if key in row else "" for key in RATES]
         cells = " | ".join(f"{rate:>11}" for rate in rates)
         pace = row.get("bottleneck") or ""
         deltas = f"{row['delta_ratio']:.2f}" if "delta_ratio" in row else ""
         print(f"| {row['codec']:<12} | {row['ratio']:5.2f} | {deltas:>6} | {cells} | {pace:<11} |")
 
 
-RATES = ("ingest", "decode", "verify")
+RATES = {
+    "ingest_gbps": "ingest GB/s",
+    "ingest_gbps_a_core": "a core",
+    "decode_gbps": "decode GB/s",
+    "decode_gbps_a_core": "a core",
+    "verify_gbps": "verify GB/s",
+}
 
 
 def print_long(result: dict[str, Any]) -> None:

@@ -28,10 +28,9 @@ Shell completion: put one of these into the shell's start file.
 def reference() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
+    top = click.Context(cli, info_name="trajkit", terminal_width=100, **cli.context_settings)
     for name, command in cli.commands.items():
-        context = click.Context(
-            command, info_name=f"trajkit {name}", max_content_width=100, terminal_width=100
-        )
+        context = click.Context(command, info_name=name, parent=top)
         parts.append(f"## trajkit {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

@@ -395,8 +395,7 @@ def _sum_batch(
     Returns the row of the last bits, and whether some element has fewer than four distinct values.
     """
     wide_vectors()
-    k = 0
-    busy = False
+    k, busy = np.int64(0), start > stop
     for t in range(start, stop):
         at = np.uint64(t * stride + column)
         fetch_ahead(codes, t * stride + column + TILE)
@@ -409,9 +408,9 @@ def _sum_batch(
             continue
         if k == RUNS:
             unsure = _flush(n, runs, words, work, layout, unsure)
-            k = 0
+            k = np.int64(0)
         _decode(codes, at, window.is_key_T[t], src, k, layout, words, work)
-        src = RAW + k * TILE
+        src = np.int64(RAW + k * TILE)
         runs[k], runs[RUNS + k], runs[2 * RUNS + k] = 1.0, window.u_T[t], window.du_T[t]
         k += 1
     if k > 0:
@@ -422,44 +421,35 @@ def _sum_batch(
 
 
 @compiled
+def _pad(codes: Any, stride: int, column: int, n: int, frames: int) -> Any:
+    """The codes of a last, shorter tile, in rows of a whole one: loops run over whole tiles."""
+    padded = np.zeros(frames * TILE, dtype=codes.dtype)
+    for t in range(frames):
+        for i in range(n):
+            padded[t * TILE + i] = codes[t * stride + column + i]
+    return padded
+
+
+@compiled
 def accumulate_tile(
     codes: Any, stride: int, column: int, lo: int, n: int, fresh: bool, window: Window,
     layout: Layout, state: State, runs: Any, words: Any, work: Any,
 ) -> None:  # fmt: skip
     """All frames of a call, for the elements lo .. lo + n - 1 of the state (n <= TILE).
 
-    Their codes begin at ``codes[t * stride + column]``. Loops always run over whole tiles, so the
-    codes of a last, shorter one are copied to where there is room.
+    Their codes begin at ``codes[t * stride + column]``.
     """
-    wide_vectors()
-    if n == TILE:
-        _accumulate_whole(
-            codes, stride, column, lo, n, fresh, window, layout, state, runs, words, work
-        )
-        return
-    frames = len(window.is_key_T)
-    padded = np.zeros(frames * TILE, dtype=codes.dtype)
-    for t in range(frames):
-        for i in range(n):
-            padded[t * TILE + i] = codes[t * stride + column + i]
-    _accumulate_whole(padded, TILE, 0, lo, n, fresh, window, layout, state, runs, words, work)
-
-
-@compiled
-def _accumulate_whole(
-    codes: Any, stride: int, column: int, lo: int, n: int, fresh: bool, window: Window,
-    layout: Layout, state: State, runs: Any, words: Any, work: Any,
-) -> None:  # fmt: skip
-    """As :func:`accumulate_tile`, where TILE codes can be read from each row."""
     wide_vectors()
     word, real = words.dtype.type, work.dtype.type
     tiny, huge = real(TINY), real(HUGE)
     if words.itemsize == 8:
         tiny, huge = real(0.0), real(1e300)
-    hi = lo + n
+    frames, hi = len(window.is_key_T), lo + n
+    if n < TILE:
+        codes = _pad(codes, stride, column, n, frames)
+        stride, column = np.int64(TILE), np.int64(0)
     _begin(codes[column : column + n], fresh, lo, hi, layout, state, words, work)
-    unsure, src = True, RAW
-    frames = len(window.is_key_T)
+    unsure, src = n > 0, np.int64(RAW)
     for start in range(0, frames, BATCH):
         stop = min(start + BATCH, frames)
         c = window.u_mean_G[start // BATCH]

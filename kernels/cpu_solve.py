@@ -208,12 +208,16 @@ def fit(
 ) -> None:  # fmt: skip
     """Accumulate and solve tile by tile; ``state`` is scratch for one tile."""
     wide_vectors()
+    top = np.int64(0)
     for lo in range(0, n, TILE):
         size = min(TILE, n - lo)
-        accumulate_tile(codes, stride, lo, 0, size, True, window, layout, state, runs, words, work)
-        _gather(0, size, design, layout, state, tile)
+        fresh = size > 0
+        accumulate_tile(
+            codes, stride, lo, top, size, fresh, window, layout, state, runs, words, work
+        )
+        _gather(top, size, design, layout, state, tile)
         bits_last[lo : lo + size] = state.bits_last[:size]
-        _gather_last(0, size, layout, state, words, tile)
+        _gather_last(top, size, layout, state, words, tile)
         _solve_tile(design, layout, tile)
         _scatter(lo, size, tile, answer)
 

@@ -4,10 +4,13 @@ Tiny random models, trained a few steps with a real optimizer so that their weig
 trainers save them; a covering selection of architecture, dtype, tied heads and shards.
 """
 
+import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,8 @@ from transformers import (
 )
 
 import trajkit
-from trajkit.extrapolate import is_copied
+from trajkit.errors import Mismatch
+from trajkit.rules import is_copied
 
 STEPS = (5, 10, 15, 20)
 SMALL = {
@@ -178,7 +182,8 @@ def test_extrapolated_models_load_and_generate(case: Case, tmp_path: Path) -> No
     trajkit.fit(traj, 0.5)
     last = ckpts / f"checkpoint-{STEPS[-1]}"
 
-    result = trajkit.extrapolate(traj, [30, STEPS[-1]], tmp_path / "out")
+    checked = find_spec("accelerate") is not None
+    result = trajkit.extrapolate(traj, [30, STEPS[-1]], tmp_path / "out", check=checked)
     future, present = (Path(t.path) for t in result.targets)
     assert result.targets[0].moved > 1000
     assert files(future, "*.safetensors") != files(last, "*.safetensors")
@@ -221,3 +226,26 @@ def test_anchored_on_the_real_run_gives_the_last_step_back(
     expected = files(SEEN / f"checkpoint-{last}", "*.safetensors")
     assert files(tmp_path / "out", "*.safetensors") == expected
     check_loads(tmp_path / "out", torch.bfloat16)
+
+
+def test_a_folder_that_would_load_wrongly_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    case = Case("qwen2", "bfloat16", tied=False, sharded=False)
+    ckpts = train(case, tmp_path / "ckpts")
+    trajkit.ingest(ckpts, tmp_path / "s.zarr")
+    traj = trajkit.open(tmp_path / "s.zarr")
+    trajkit.fit(traj, 0.5)
+    like = tmp_path / "like"
+    shutil.copytree(ckpts / f"checkpoint-{STEPS[-1]}", like)
+    config = json.loads((like / "config.json").read_text())
+    for change, says in (
+        ({"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}, "missing keys"),
+        ({"num_hidden_layers": 1, "layer_types": ["full_attention"]}, "unexpected keys"),
+        ({"intermediate_size": 64}, "mismatched keys"),
+        ({"hidden_size": 33}, "cannot load it"),
+    ):
+        (like / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(Mismatch, match=says):
+            trajkit.extrapolate(traj, 30, tmp_path / "out", like=like, check=True)
+        assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))

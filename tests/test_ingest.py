@@ -16,6 +16,7 @@ import pytest
 from store_series import any_bits, drift, pack, same_bits, small_series, write_checkpoint
 
 import trajkit
+from trajkit.codecs import CODECS
 from trajkit.dtypes import DTYPES
 from trajkit.errors import (
     AlreadyExists,
@@ -134,6 +135,20 @@ def small_state(folder: Path) -> dict[str, np.ndarray]:
         dtype = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}[entry["dtype"]]
         state[name] = np.frombuffer(raw[begin:end], dtype).reshape(entry["shape"])
     return state
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_vectors_of_odd_sizes_are_continued_without_the_previous_files(
+    tmp_path: Path, codec: str
+) -> None:
+    """A worker's buffers serve vectors of all widths in turn, and each must lie aligned."""
+    rng = np.random.default_rng(0)
+    odd = {"bfloat16": 99_583, "float32": 501, "int8": 7, "float64": 3}
+    first = {dtype: any_bits(rng, dtype, (n,)) for dtype, n in odd.items()}
+    for step, state in enumerate(drift(rng, first, 3)):
+        folder = write_checkpoint(tmp_path / "ckpts" / f"checkpoint-{step}", state)
+        trajkit.ingest(folder, tmp_path / "s.zarr", codec=codec)
+    assert verify(tmp_path / "s.zarr", against=tmp_path / "ckpts").exact == 3
 
 
 @pytest.mark.parametrize("first", ["both", "embedding", "head"])

@@ -103,10 +103,12 @@ class StoreLock:
 
     def __exit__(self, *exc: object) -> None:
         assert self._file is not None
-        with suppress(OSError):  # turned read-only meanwhile: a lock file without a lock is free
-            self.path.unlink(missing_ok=True)
-        with suppress(OSError):
-            self._file.close()
+        try:
+            with suppress(OSError):  # turned read-only meanwhile: a file without a lock is free
+                self.path.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                self._file.close()
 
 
 class StoreWriter:
@@ -361,7 +363,8 @@ class StoreWriter:
         n_bytes = vector.chunk * vector.dtype.itemsize
         memory = getattr(self._buffers, "memory", None)
         if memory is None or memory.shape[1] < n_bytes:
-            self._buffers.memory = memory = np.empty((3, n_bytes), np.uint8)
+            width = -(-n_bytes // 64) * 64  # each buffer aligned, whatever vector came first
+            self._buffers.memory = memory = np.empty((3, width), np.uint8)
         bits, before, scratch = memory[:, :n_bytes].view(vector.dtype.bits)
         return bits, before, scratch
 
