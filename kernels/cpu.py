@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels import cpu_frames, cpu_round, cpu_solve
+from trajkit.kernels import cpu_frames, cpu_round, cpu_solve, cpu_tile
 from trajkit.kernels.cpu_bits import TILE, flat, layout_of, scratch_tile
 from trajkit.kernels.formats import Bits, format_of
 from trajkit.kernels.sums import (
@@ -48,8 +48,8 @@ def accumulate_frames(
     window = _window(sums, is_key_T, steps_T)
     if len(is_key_T) == 0:
         return
-    words = scratch_tile(cpu_frames.WORD_ROWS, form.bits)
-    work = scratch_tile(cpu_frames.FLOAT_ROWS, form.work)
+    words = scratch_tile(cpu_tile.WORD_ROWS, form.bits)
+    work = scratch_tile(cpu_tile.FLOAT_ROWS, form.work)
     cpu_frames.accumulate(
         flat(codes_TN),
         _stride(codes_TN),
@@ -58,7 +58,7 @@ def accumulate_frames(
         window,
         layout_of(form),
         _state(sums),
-        np.zeros(3 * cpu_frames.RUNS),
+        np.zeros(3 * cpu_tile.RUNS),
         words,
         work,
     )
@@ -103,9 +103,9 @@ def fit_frames(
         _design(scratch, min_range, few),
         layout_of(form),
         _state(scratch),
-        np.zeros(3 * cpu_frames.RUNS),
-        scratch_tile(cpu_frames.WORD_ROWS, form.bits),
-        scratch_tile(cpu_frames.FLOAT_ROWS, form.work),
+        np.zeros(3 * cpu_tile.RUNS),
+        scratch_tile(cpu_tile.WORD_ROWS, form.bits),
+        scratch_tile(cpu_tile.FLOAT_ROWS, form.work),
         scratch_tile(cpu_solve.ROWS, np.dtype(np.float64)),
         answer,
         bits_last,
@@ -272,9 +272,9 @@ def _design(sums: Sums, min_range: float, few: int) -> cpu_solve.Design:
     )
 
 
-def _state(sums: Sums) -> cpu_frames.State:
+def _state(sums: Sums) -> cpu_tile.State:
     """The arrays of ``sums`` for compiled code."""
-    return cpu_frames.State(
+    return cpu_tile.State(
         sums.s_d,
         sums.s_ud,
         sums.s_dd,

@@ -17,7 +17,8 @@ from trajkit.kernels.cpu_bits import (
     value_of,
     wide_vectors,
 )
-from trajkit.kernels.cpu_frames import State, accumulate_tile
+from trajkit.kernels.cpu_frames import accumulate_tile
+from trajkit.kernels.cpu_tile import State
 from trajkit.kernels.flags import (
     FLAG_BELOW_HALF_ULP,
     FLAG_FEW_DISTINCT,

@@ -242,7 +242,7 @@ def test_a_folder_that_would_load_wrongly_is_refused(tmp_path: Path) -> None:
         ({"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}, "missing keys"),
         ({"num_hidden_layers": 1, "layer_types": ["full_attention"]}, "unexpected keys"),
         ({"intermediate_size": 64}, "mismatched keys"),
-        ({"hidden_size": 33}, "cannot load it"),
+        ({"num_attention_heads": 0}, "cannot load it"),
     ):
         (like / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(Mismatch, match=says):

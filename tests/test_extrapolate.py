@@ -588,8 +588,7 @@ import trajkit
 from trajkit.checkpoint import open_checkpoint
 from trajkit.errors import TrajkitError
 
-store, out, mode, kills = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-force = mode == "force"
+store, out, force = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "force"
 
 def contents(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -598,22 +597,48 @@ def write(step, out, force=False):
     trajkit.extrapolate(trajkit.open(store), step, out, force=force)
 
 write(90, out.with_name("new"))
-started = time.monotonic()
 write(80, out.with_name("old"))
-seconds = time.monotonic() - started
 new, old = contents(out.with_name("new")), contents(out.with_name("old"))
-seen = {"none": 0, "old": 0, "new": 0}
-rng = random.Random(7)
-while sum(seen.values()) < kills:
+
+def start(die_at=None):
+    # a child that writes; it kills itself when it touches the disk for the die_at-th time
     shutil.rmtree(out, ignore_errors=True)
     if force:
         shutil.copytree(out.with_name("old"), out)
+    reader, writer = os.pipe()
     child = os.fork()
-    if not child:
-        write(90, out, force)
-        os._exit(0)
-    time.sleep(rng.uniform(0, 1.3 * seconds))
-    os.kill(child, signal.SIGKILL)
+    if child:
+        os.close(writer)
+        return child, reader
+    touched = 0
+    def touch(event, arguments):
+        nonlocal touched
+        if event == "open" or event.startswith(("os.", "shutil.")):
+            touched += 1
+            if touched == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(touch)
+    write(90, out, force)
+    os.write(writer, str(touched).encode())
+    os._exit(0)
+
+started = time.monotonic()
+child, reader = start()
+touches = int(os.read(reader, 99))
+os.waitpid(child, 0)
+seconds = time.monotonic() - started
+rng = random.Random(7)
+instants = [touches - i for i in range(5)]  # the last ones, when folders change places
+instants += [rng.randrange(touches) + 1 for _ in range(10)]
+instants += [rng.uniform(0, 1.3 * seconds) for _ in range(15)]
+seen = {"none": 0, "old": 0, "new": 0}
+for instant in instants:
+    if isinstance(instant, int):
+        child, _ = start(instant)
+    else:
+        child, _ = start()
+        time.sleep(instant)
+        os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     if out.exists():
         found = contents(out)
@@ -652,12 +677,13 @@ def test_a_kill_at_any_instant_leaves_no_folder_that_is_wrong(tmp_path: Path, mo
     place = tmp_path / "place"
     place.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", KILLS, tmp_path / "s.zarr", place / "out", mode, "30"],
+        [sys.executable, "-c", KILLS, tmp_path / "s.zarr", place / "out", mode],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout)
+    assert sum(seen.values()) == 30
     assert seen["none" if mode == "new" else "old"] >= 5, seen  # it was killed while writing
     assert seen["new"] >= 1, seen
