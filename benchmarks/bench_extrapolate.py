@@ -69,7 +69,7 @@ def main() -> None:
     results: dict[str, Any] = {"machine": describe_machine()}
     with tempfile.TemporaryDirectory(prefix="trajkit-bench-", dir=options.work) as folder:
         work = Path(folder)
-        small = make_store(work / "small", 1 << 20)
+        small = make_store(work / "small", 1 << 12)
         for estimator in ("anchored", "two-point"):  # compiles the kernels
             extrapolate(small, [300], work / "warm", estimator=estimator)
         store = make_store(work / "large", int(options.size * 5e8))
