@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -324,6 +325,7 @@ class _Job:
             seed=seed,
         )
         self.store = traj.store
+        self._mine = local()
         pair = is_pair(estimator)
         self.fit = self._find_fit(fit, not pair or rsq_threshold is not None)
         if self.fit is not None:
@@ -539,7 +541,7 @@ class _Job:
             moving = False
             pieces = [(a, b, "hold" if rule == "extrapolate" else rule) for a, b, rule in pieces]
         first, last = self._read_points(vector, k, stop - start, fit, moving)
-        out = np.empty_like(last)
+        out = self._buffer("out", vector.chunk, vector.dtype.bits)[: stop - start]
         counts = []
         for target, writer in zip(targets, writers, strict=True):
             total = Counts()
@@ -572,10 +574,20 @@ class _Job:
             if name not in ("flags", "last") and not _may_move(values["flags"]):
                 break
             array = self.fit.arrays[dtype][name]
-            chunk = np.empty(array.chunk, array.dtype)
+            chunk = self._buffer(name, array.chunk, array.dtype)
             array.read_chunk(0, k, chunk)
             values[name] = chunk[:n]
         return values
+
+    def _buffer(self, name: str, n: int, dtype: np.dtype[Any]) -> Array:
+        """The calling thread's own scratch, kept from chunk to chunk: new memory costs faults."""
+        buffers: dict[tuple[str, int, np.dtype[Any]], Array] = vars(self._mine).setdefault(
+            "all", {}
+        )
+        key = name, n, dtype
+        if key not in buffers:
+            buffers[key] = np.empty(n, dtype)
+        return buffers[key]
 
     def _read_points(
         self, vector: FlatVector, k: int, n: int, fit: dict[str, Array], moving: bool
@@ -584,12 +596,13 @@ class _Job:
         dtype = vector.dtype.name
         if "last" in fit:
             return fit["last"], fit["last"]
-        scratch = np.empty(vector.chunk, vector.dtype.bits)
-        last = np.empty_like(scratch)
+        scratch, last, first = (
+            self._buffer(name, vector.chunk, vector.dtype.bits)
+            for name in ("scratch", "last", "first")
+        )
         self.store.read_bits(dtype, self.last, k, last, scratch)
         if not (moving and self.estimator.is_pair):
             return last[:n], last[:n]
-        first = np.empty_like(scratch)
         self.store.read_bits(dtype, self.first, k, first, scratch)
         return first[:n], last[:n]
 
