@@ -119,11 +119,6 @@ def is_available() -> bool:
     return torch.cuda.is_available()
 
 
-def describe_device() -> str:
-    """The CUDA device's name."""
-    return torch.cuda.get_device_name()
-
-
 def _map(record: Any, change: Any) -> Any:
     """A Sums or Solution with every array changed; scalars as they are."""
     values = {f.name: getattr(record, f.name) for f in fields(record)}

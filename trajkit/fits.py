@@ -11,7 +11,6 @@ A fit is written beside its place and renamed, so that it is there whole or not 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,16 @@ from trajkit.errors import FormatError, InvalidInput, NotFound
 from trajkit.kernels.sums import SLOTS, Stats
 from trajkit.layout import FlatVector, TensorInfo
 from trajkit.store import Store
-from trajkit.zarrays import ZArray, canonical_json, disk_errors, sync_directory
+from trajkit.zarrays import (
+    GROUP,
+    ZArray,
+    canonical_json,
+    check_content,
+    disk_errors,
+    group_document,
+    replace_file,
+    sync_directory,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -80,7 +88,7 @@ class FitRecord:
         """The group's ``zarr.json``, its own digest included."""
         attributes = {"format": FORMAT, "version": VERSION, **asdict(self)}
         attributes["sha256"] = hashlib.sha256(canonical_json(attributes)).hexdigest()
-        return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        return group_document(attributes)
 
     def inner_groups(self) -> tuple[str, ...]:
         """The Zarr groups of one vector, relative to its folder."""
@@ -310,22 +318,13 @@ def commit_fit(store: Store, part: Path, record: FitRecord, table: bytes) -> Fit
     """Write the record and the table, and rename the finished fit into its place."""
     target = store.path / "fits" / record.name
     record = replace(record, table_sha256=hashlib.sha256(table).hexdigest())
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
     groups = [part / d / inner for d in record.dtypes for inner in record.inner_groups()]
     with disk_errors(part):
-        for path, content in (
-            (part / "tensors.parquet", table),
-            *((folder / "zarr.json", canonical_json(group)) for folder in groups),
-            (part.parent / "zarr.json", canonical_json(group)),
-            (part / "zarr.json", canonical_json(record.document())),
-        ):
-            path.parent.mkdir(exist_ok=True)
-            with path.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for folder in (*groups, part):
-            sync_directory(folder)
+        for folder in (*groups, part.parent):
+            folder.mkdir(exist_ok=True)
+            replace_file(folder / "zarr.json", GROUP)
+        replace_file(part / "tensors.parquet", table)
+        replace_file(part / "zarr.json", canonical_json(record.document()))
         old = target.with_name(f".{record.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -338,10 +337,9 @@ def commit_fit(store: Store, part: Path, record: FitRecord, table: bytes) -> Fit
 
 def check_fits(store: Store) -> Iterator[str]:
     """One line for every damaged thing in the store's fits."""
-    group = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
     names = fit_names(store)
     if names:
-        yield from _expect(store.path / "fits" / "zarr.json", group)
+        yield from check_content(store.path / "fits" / "zarr.json", [GROUP])
     for name in names:
         try:
             fit = read_fit(store, name)
@@ -351,19 +349,14 @@ def check_fits(store: Store) -> Iterator[str]:
             continue
         for dtype, arrays in fit.arrays.items():
             for inner in fit.record.inner_groups():
-                yield from _expect(fit.path / dtype / inner / "zarr.json", group)
+                yield from check_content(fit.path / dtype / inner / "zarr.json", [GROUP])
             sums = sums_arrays(fit.path, store.vectors[dtype]) if fit.record.sums else {}
             for array in (*arrays.values(), *sums.values()):
                 yield from _check_array(array)
 
 
-def _expect(path: Path, content: bytes) -> Iterator[str]:
-    if not path.is_file() or path.read_bytes() != content:
-        yield f"{path}: damaged: not what trajkit wrote"
-
-
 def _check_array(array: ZArray) -> Iterator[str]:
-    yield from _expect(array.path / "zarr.json", canonical_json(array.metadata()))
+    yield from check_content(array.path / "zarr.json", [canonical_json(array.metadata())])
     for s, path in enumerate(array.shard_paths(0)):
         try:
             array.check_shard(0, s)

@@ -31,7 +31,7 @@ from trajkit.dtypes import DTYPES
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
 from trajkit.kernels import api as kernels
 from trajkit.layout import FlatVector, TensorInfo, tensors_of
-from trajkit.zarrays import ZArray, canonical_json
+from trajkit.zarrays import ZArray, canonical_json, group_document
 
 FORMAT = "trajkit"
 VERSION = 1
@@ -82,7 +82,7 @@ class Commit:
             "stored_bytes": [f.stored_bytes for f in self.frames],
         }
         attributes["sha256"] = _sha256(canonical_json(attributes))
-        return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        return group_document(attributes)
 
     @classmethod
     def parse(cls, path: Path, content: bytes) -> Self:
@@ -273,7 +273,7 @@ def table_document(vectors: Mapping[str, FlatVector]) -> dict[str, Any]:
     """The ``zarr.json`` of the group ``tensors``: the tensor table, vector after vector."""
     rows = [[t.name, t.dtype, list(t.shape), t.offset] for t in tensors_of(vectors).values()]
     attributes = {"columns": ["name", "dtype", "shape", "offset"], "tensors": rows}
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return group_document(attributes)
 
 
 def _read_table(path: Path, commit: Commit) -> dict[str, FlatVector]:

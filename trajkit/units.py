@@ -66,12 +66,3 @@ def format_seconds(seconds: float) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-
-
-def format_count(n: int) -> str:
-    """A count with thin grouping.
-
-    >>> format_count(1234567)
-    '1,234,567'
-    """
-    return f"{n:,}"

@@ -31,8 +31,8 @@ from trajkit.units import (
     format_seconds,
     parse_bytes,
 )
-from trajkit.writer import GROUP, bytes_a_worker
-from trajkit.zarrays import ZArray, canonical_json
+from trajkit.writer import bytes_a_worker
+from trajkit.zarrays import GROUP, ZArray, canonical_json, check_content
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _check_metadata(store: Store) -> Iterator[Damage]:
     """Every zarr.json but the root (checked on opening) is byte for byte what trajkit writes."""
     for group in ("frames", "digests", "assets"):
         path = store.path / group / "zarr.json"
-        yield from _expect(path, [canonical_json(GROUP)])
+        yield from _expect(path, [GROUP])
     for array in (*store.frames.values(), *store.digests.values()):
         yield from _expect(array.path / "zarr.json", _legitimate_metadata(array))
     yield from _check_steps(store)
@@ -169,11 +169,7 @@ def _legitimate_metadata(array: ZArray) -> list[bytes]:
 
 
 def _expect(path: Path, contents: list[bytes]) -> Iterator[Damage]:
-    try:
-        if path.read_bytes() not in contents:
-            yield Damage(f"{path}: damaged: not what trajkit wrote")
-    except OSError as error:
-        yield Damage(f"{path}: {error.strerror}")
+    yield from map(Damage, check_content(path, contents))
 
 
 def _check_sources(store: Store) -> Iterator[Damage]:

@@ -46,10 +46,16 @@ from trajkit.store import (
     frame_digest,
     table_document,
 )
-from trajkit.zarrays import RowWriter, canonical_json, disk_errors, replace_file, sync_directory
+from trajkit.zarrays import (
+    GROUP,
+    RowWriter,
+    canonical_json,
+    disk_errors,
+    replace_file,
+    sync_directory,
+)
 
 _OURS = {"tensors", "frames", "digests", "assets", "steps", "fits", ".lock", "zarr.json.part"}
-GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
 
 def bytes_a_worker(vectors: Mapping[str, FlatVector], cast: str | None) -> int:
@@ -199,7 +205,7 @@ class StoreWriter:
         for group in ("tensors", "frames", "digests", "assets"):
             with disk_errors(self.path):
                 (self.path / group).mkdir(exist_ok=True)
-            content = table if group == "tensors" else canonical_json(GROUP)
+            content = table if group == "tensors" else GROUP
             replace_file(self.path / group / "zarr.json", content)
         self.store = None
         self._empty = Store(self.path, commit, vectors)

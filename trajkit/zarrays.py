@@ -14,7 +14,7 @@ Every byte of it is under a checksum.
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,24 @@ _CACHED_INDEX_BYTES = 1 << 24
 def canonical_json(document: Any) -> bytes:
     """The one spelling of a JSON document that trajkit writes, so that any changed byte shows."""
     return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def group_document(attributes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The ``zarr.json`` of a Zarr group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes or {}}
+
+
+GROUP = canonical_json(group_document())
+"""the ``zarr.json`` of a group without attributes, as trajkit writes it"""
+
+
+def check_content(path: Path, contents: Sequence[bytes]) -> Iterator[str]:
+    """A line for a file that holds none of the contents trajkit may have written there."""
+    try:
+        if path.read_bytes() not in contents:
+            yield f"{path}: damaged: not what trajkit wrote"
+    except OSError as error:
+        yield f"{path}: {error.strerror}"
 
 
 def replace_file(path: Path, content: bytes) -> None:
