@@ -1,5 +1,6 @@
 """Codecs: every bit pattern comes back, and no damaged byte does."""
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,6 +31,28 @@ def test_every_chunk_comes_back(name: str, dtype: str, n: int, spread: int, seed
     out = np.full(n, 170, dtype)
     codec.decode(codec.encode(chunk), out)
     np.testing.assert_array_equal(out, chunk)
+
+
+EQUAL_BYTES = """
+import numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from trajkit.codecs import CODECS, codec_by_name
+
+chunk = np.zeros(1 << 18, "uint64")
+chunk[: 1 << 15] = np.random.default_rng(5).integers(0, 1 << 40, 1 << 15)
+with ThreadPoolExecutor(1) as pool:
+    for codec in map(codec_by_name, CODECS):
+        elsewhere = pool.submit(codec.encode, chunk).result()
+        assert all(codec.encode(chunk) == elsewhere for _ in range(30)), codec
+"""
+
+
+def test_equal_chunks_have_equal_bytes() -> None:
+    """On the main thread too, where blosc would spread a chunk's blocks over threads of its own.
+
+    In a process of its own: zarr, which other tests import, keeps blosc from that as well.
+    """
+    subprocess.run([sys.executable, "-c", EQUAL_BYTES], check=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,6 +21,9 @@ from numcodecs import blosc
 
 from trajkit.errors import FormatError, InvalidInput, Unsupported
 
+blosc.use_threads = False
+"""On the main thread blosc would use all cores, and put blocks in the order they come ready in."""
+
 _CRC_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
 
@@ -82,7 +85,7 @@ class PlainCodec:
 
 @dataclass(frozen=True, slots=True)
 class BloscCodec:
-    """A blosc compressor behind a shuffle; off the main thread a call uses one thread."""
+    """A blosc compressor behind a shuffle; equal chunks have equal bytes."""
 
     cname: str
     level: int

@@ -15,18 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import local
 from typing import Any
 
 import numpy as np
 
 import trajkit
-from trajkit.codecs import Array
 from trajkit.errors import AlreadyExists, InvalidInput, Mismatch
 from trajkit.estimators import DEFAULT_DAMPING, Counts, Estimator, check_options, is_pair
+from trajkit.extrapolate_chunks import ChunkJob
 from trajkit.fit import choose_window, window_digest
 from trajkit.fits import DEFAULT_FIT, Fit, fit_names, read_fit
-from trajkit.kernels.flags import FLAG_INVALID, FLAG_STATIC
 from trajkit.layout import FlatVector, Plan, plan_workers
 from trajkit.modelcard import write_card
 from trajkit.parallel import count_workers, map_in_order
@@ -215,11 +213,12 @@ def extrapolate(
             for writer in writers:
                 writer.write_side_file(name, content)
         totals = [Counts()] * len(targets)
+        chunks, target_steps = job.chunks(), [t.step for t in targets]
         pool = stack.enter_context(ThreadPoolExecutor(workers.workers))
         for vector in job.store.vectors.values():
 
             def work(k: int, vector: FlatVector = vector) -> tuple[list[Counts], int]:
-                return job.run_chunk(vector, k, targets, writers)
+                return chunks.run(vector, k, target_steps, writers)
 
             for _, (counts, done) in map_in_order(
                 pool, work, range(vector.n_chunks), 2 * workers.workers
@@ -325,7 +324,6 @@ class _Job:
             seed=seed,
         )
         self.store = traj.store
-        self._mine = local()
         pair = is_pair(estimator)
         self.fit = self._find_fit(fit, not pair or rsq_threshold is not None)
         if self.fit is not None:
@@ -395,9 +393,7 @@ class _Job:
         """What will be written, checked as far as it can be without writing."""
         targets = self._targets(steps, out)
         self._check_place(out, targets, force)
-        vectors = self.store.vectors
-        # decoded arrays, coded bytes on their way, and bits: last, first, scratch, out
-        a_worker = max((v.chunk * (28 + 5 * v.dtype.itemsize) for v in vectors.values()), default=0)
+        a_worker = self.chunks().bytes_a_worker()
         workers = plan_workers("extrapolate", count_workers(), a_worker, parse_bytes(memory))
         sizes = dict.fromkeys(("extrapolate", "hold", "copy"), 0)
         for name, rule in self.rules.items():
@@ -480,6 +476,10 @@ class _Job:
                 )
         return found
 
+    def chunks(self) -> ChunkJob:
+        """The work that is left for each chunk."""
+        return ChunkJob(self.store, self.fit, self.estimator, self.rules, self.first, self.last)
+
     def write_rest(self, writer: FolderWriter, target: Target) -> None:
         """Write the index, the provenance and the model card."""
         if self.template.index is not None:
@@ -523,102 +523,3 @@ class _Job:
                 "numpy": np.__version__,
             },
         }
-
-    def run_chunk(
-        self,
-        vector: FlatVector,
-        k: int,
-        targets: Sequence[Target],
-        writers: Sequence[FolderWriter],
-    ) -> tuple[list[Counts], int]:
-        """Evaluate one chunk at every target and write it: (counts a target, bytes written)."""
-        dtype = vector.dtype.name
-        start, stop = vector.chunk_span(k)
-        pieces = self._pieces(vector, start, stop)
-        moving = any(rule == "extrapolate" for _, _, rule in pieces)
-        fit = self._read_fit(dtype, k, stop - start) if moving else {}
-        if "flags" in fit and not _may_move(fit["flags"]):
-            moving = False
-            pieces = [(a, b, "hold" if rule == "extrapolate" else rule) for a, b, rule in pieces]
-        first, last = self._read_points(vector, k, stop - start, fit, moving)
-        out = self._buffer("out", vector.chunk, vector.dtype.bits)[: stop - start]
-        counts = []
-        for target, writer in zip(targets, writers, strict=True):
-            total = Counts()
-            for begin, end, rule in pieces:
-                piece = slice(begin, end)
-                if rule != "extrapolate":
-                    out[piece] = last[piece]
-                    n = end - begin
-                    total += Counts(held=n, copied=n if rule == "copy" else 0)
-                    continue
-                total += self.estimator.evaluate(
-                    dtype,
-                    target.step,
-                    {name: array[piece] for name, array in fit.items()},
-                    first[piece],
-                    last[piece],
-                    start + begin,
-                    out[piece],
-                )
-            writer.write(dtype, start, out)
-            counts.append(total)
-        return counts, last.nbytes * len(targets)
-
-    def _read_fit(self, dtype: str, k: int, n: int) -> dict[str, Array]:
-        """The fit's arrays that the estimator reads, [N] each; fewer where nothing can move."""
-        values: dict[str, Array] = {}
-        if self.fit is None:
-            return values
-        for name in self.estimator.reads:
-            if name not in ("flags", "last") and not _may_move(values["flags"]):
-                break
-            array = self.fit.arrays[dtype][name]
-            chunk = self._buffer(name, array.chunk, array.dtype)
-            array.read_chunk(0, k, chunk)
-            values[name] = chunk[:n]
-        return values
-
-    def _buffer(self, name: str, n: int, dtype: np.dtype[Any]) -> Array:
-        """The calling thread's own scratch, kept from chunk to chunk: new memory costs faults."""
-        buffers: dict[tuple[str, int, np.dtype[Any]], Array] = vars(self._mine).setdefault(
-            "all", {}
-        )
-        key = name, n, dtype
-        if key not in buffers:
-            buffers[key] = np.empty(n, dtype)
-        return buffers[key]
-
-    def _read_points(
-        self, vector: FlatVector, k: int, n: int, fit: dict[str, Array], moving: bool
-    ) -> tuple[Array, Array]:
-        """The bits of the checkpoints a and b; the same array twice where a is not needed."""
-        dtype = vector.dtype.name
-        if "last" in fit:
-            return fit["last"], fit["last"]
-        scratch, last, first = (
-            self._buffer(name, vector.chunk, vector.dtype.bits)
-            for name in ("scratch", "last", "first")
-        )
-        self.store.read_bits(dtype, self.last, k, last, scratch)
-        if not (moving and self.estimator.is_pair):
-            return last[:n], last[:n]
-        self.store.read_bits(dtype, self.first, k, first, scratch)
-        return first[:n], last[:n]
-
-    def _pieces(self, vector: FlatVector, start: int, stop: int) -> list[tuple[int, int, str]]:
-        """Runs of elements under one rule: (from, to, rule), counted from the chunk's start."""
-        pieces: list[tuple[int, int, str]] = []
-        for span in vector.spans(start, stop):
-            rule = self.rules[span.tensor.name]
-            end = span.at + span.stop - span.start
-            if pieces and pieces[-1][2] == rule:
-                pieces[-1] = (pieces[-1][0], end, rule)
-            else:
-                pieces.append((span.at, end, rule))
-        return pieces
-
-
-def _may_move(flags: Array) -> bool:
-    """Whether any element of a chunk ever changed: if none did, its last bits are all there is."""
-    return bool((flags & (FLAG_STATIC | FLAG_INVALID) == 0).any())

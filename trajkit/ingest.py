@@ -1,18 +1,19 @@
 """Ingest: append every complete checkpoint of a series that the store does not hold yet."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trajkit.checkpoint import Checkpoint, HalfWritten, open_checkpoint
+from trajkit.codecs import codec_by_name
 from trajkit.dtypes import DTYPES
 from trajkit.errors import InvalidInput, Locked, NotFound, StorageError, TrajkitError
-from trajkit.layout import Plan, lay_out, plan_workers
+from trajkit.layout import FlatVector, Plan, plan_workers
 from trajkit.parallel import count_workers
 from trajkit.progress import Advanced, Finished, Note, Progress, Started, silent
-from trajkit.series import Found, find_series
-from trajkit.source import FlatReader, stored_dtype
+from trajkit.series import Found, as_paths, find_series
+from trajkit.source import FlatReader, lay_out_checkpoint
 from trajkit.store import Store
 from trajkit.units import DEFAULT_MEMORY_BYTES, format_bytes, format_rate, parse_bytes
 from trajkit.writer import StoreWriter, bytes_a_worker, check_cast
@@ -49,7 +50,7 @@ class IngestResult:
     raw_bytes: int
     """bytes of all committed checkpoints' tensors, uncoded"""
     stored_bytes: int
-    """bytes of everything in the store"""
+    """bytes of everything in the store but its fits"""
     seconds: float
     bytes_per_second: float
     """raw bytes appended over the time taken"""
@@ -102,8 +103,7 @@ def ingest(
     """
     started = time.perf_counter()
     check_options(codec, keyframes, dtype)
-    path_list = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    base_path = None if base is None else Path(base)
+    path_list, base_path = as_paths(paths), None if base is None else Path(base)
     job = _Job(Path(store), codec, keyframes, dtype, parse_bytes(memory), progress)
     interrupted = False
     try:
@@ -128,13 +128,13 @@ def plan_ingest(
     memory: str | int = DEFAULT_MEMORY_BYTES,
 ) -> IngestPlan:
     """What :func:`ingest` would append, from the headers alone; raises what it would raise."""
-    path_list = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    series = find_series(path_list, None if base is None else Path(base))
+    series = find_series(as_paths(paths), None if base is None else Path(base))
     job = _Job(Path(store), None, None, dtype, parse_bytes(memory), silent)
     held = job.committed()
     new = job.missing(held, series.found)
-    raw = sum(n for _, n in job.check(held, new))
-    plan = job.plan(held, series.found[0])
+    sizes, vectors = job.check(held, new)
+    raw = sum(n for _, n in sizes)
+    plan = job.plan(held, vectors)
     skipped = tuple(f.step for f in series.found if f not in new)
     return IngestPlan(tuple(f.step for f in new), skipped, raw, plan.n_bytes, plan.workers)
 
@@ -229,13 +229,16 @@ class _Job:
 
     def check(
         self, store: Store | None, found: Sequence[Found], patient: bool = False
-    ) -> list[tuple[Found, int]]:
-        """Read all headers and compare them with the store: (checkpoint, bytes of its tensors).
+    ) -> tuple[list[tuple[Found, int]], Mapping[str, FlatVector]]:
+        """Read all headers and compare them with the store.
 
-        Where ``patient``, the first one that is not complete ends the list.
+        Returns:
+            (checkpoint, bytes of its tensors) for each, and the flat vectors: the store's, or those
+            that the first checkpoint lays out. Where ``patient``, the first checkpoint that is not
+            complete ends the list.
         """
-        vectors = store.vectors if store is not None else None
-        cast = store.commit.cast if store is not None else self.cast
+        vectors: Mapping[str, FlatVector] = {} if store is None else store.vectors
+        cast = self.cast if store is None else store.commit.cast
         sizes = []
         for item in found:
             try:
@@ -245,22 +248,15 @@ class _Job:
                     raise
                 self.note(f"waiting: {error}")
                 break
-            if vectors is None:
-                vectors = lay_out(
-                    (e.name, stored_dtype(e, cast), e.shape) for e in checkpoint.tensors.values()
-                )
+            if store is None and not vectors:
+                vectors = lay_out_checkpoint(checkpoint, cast)
             with FlatReader(checkpoint, vectors, cast):
                 sizes.append((item, sum(v.n_bytes for v in vectors.values())))
-        return sizes
+        return sizes, vectors
 
-    def plan(self, store: Store | None, first: Found) -> Plan:
+    def plan(self, store: Store | None, vectors: Mapping[str, FlatVector]) -> Plan:
         """Workers within the budget; raises :class:`OverBudget` where not one fits."""
-        if store is not None:
-            vectors, cast = store.vectors, store.commit.cast
-        else:
-            cast = self.cast
-            entries = open_checkpoint(first.path, first.step).tensors.values()
-            vectors = lay_out((e.name, stored_dtype(e, cast), e.shape) for e in entries)
+        cast = self.cast if store is None else store.commit.cast
         return plan_workers("ingest", count_workers(), bytes_a_worker(vectors, cast), self.budget)
 
     def run(
@@ -276,11 +272,11 @@ class _Job:
             self.skipped |= {f.step for f in found} - {f.step for f in new}
         elif store is not None and not self.ingested:
             self.skipped |= {f.step for f in found} & set(store.steps.tolist())
-        sizes = self.check(store, new, patient)
+        sizes, vectors = self.check(store, new, patient)
         new = [f for f, _ in sizes]
         if not new:
             return
-        workers = self.plan(store, new[0]).workers
+        workers = self.plan(store, vectors).workers
         clock = time.perf_counter()
         n_bytes = sum(n for _, n in sizes)
         self.progress(Started(f"ingest {len(new)} checkpoints", n_bytes))
@@ -403,8 +399,6 @@ class _Job:
 
 def check_options(codec: str | None, keyframes: int | None, dtype: str | None) -> None:
     """Refuse options that no store can be made with."""
-    from trajkit.codecs import codec_by_name
-
     if codec is not None:
         codec_by_name(codec)
     if keyframes is not None and keyframes < 1:

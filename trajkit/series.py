@@ -93,6 +93,15 @@ class Series:
     incomplete: tuple[Incomplete, ...]
 
 
+def as_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One path or several, as a list.
+
+    >>> as_paths("ckpts")
+    [PosixPath('ckpts')]
+    """
+    return [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+
+
 def find_series(paths: Sequence[Path], base: Path | None = None) -> Series:
     """Find the checkpoints in `paths`, and `base` as step 0.
 

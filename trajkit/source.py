@@ -23,7 +23,7 @@ from trajkit.checkpoint import Checkpoint, HalfWritten, TensorEntry, read_into
 from trajkit.codecs import Array
 from trajkit.dtypes import DTYPES, DType
 from trajkit.errors import FormatError, InvalidInput, Mismatch, NotFound, StorageError
-from trajkit.layout import FlatVector, Span, TensorInfo
+from trajkit.layout import CHUNK_ELEMENTS, FlatVector, Span, TensorInfo, lay_out
 from trajkit.zarrays import canonical_json
 
 _TIED_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
@@ -34,6 +34,14 @@ _COMPARE_BYTES = 1 << 20
 def stored_dtype(entry: TensorEntry, cast: str | None) -> str:
     """The dtype in which a tensor is kept: its own, or ``cast`` for floating-point ones."""
     return cast if cast and DTYPES[entry.dtype].is_float else entry.dtype
+
+
+def lay_out_checkpoint(
+    checkpoint: Checkpoint, cast: str | None, chunk: int = CHUNK_ELEMENTS
+) -> dict[str, FlatVector]:
+    """The flat vectors of a store that begins with this checkpoint."""
+    entries = checkpoint.tensors.values()
+    return lay_out(((e.name, stored_dtype(e, cast), e.shape) for e in entries), chunk)
 
 
 @dataclass(frozen=True, slots=True)

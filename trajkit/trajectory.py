@@ -1,6 +1,6 @@
 """A trajectory: a store as its users see it, tensors by name and step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -160,10 +160,6 @@ class Trajectory:
             for _ in pool.map(gather, range(n_frames)):
                 pass
         return _accumulate_codes(codes, self.store.commit.keyframes)
-
-    def frames(self) -> Iterator[tuple[int, int]]:
-        """(frame index, training step) pairs in order."""
-        return enumerate(self.steps.tolist())
 
 
 def _accumulate_codes(codes: Array, keyframes: int) -> Array:

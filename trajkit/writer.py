@@ -34,9 +34,9 @@ from trajkit.errors import (
     TrajkitError,
 )
 from trajkit.kernels import api as kernels
-from trajkit.layout import CHUNK_ELEMENTS, FlatVector, lay_out
+from trajkit.layout import CHUNK_ELEMENTS, FlatVector
 from trajkit.parallel import map_in_order
-from trajkit.source import FlatReader, describe_source, source_path, stored_dtype
+from trajkit.source import FlatReader, describe_source, lay_out_checkpoint, source_path
 from trajkit.store import (
     Commit,
     Frame,
@@ -186,8 +186,7 @@ class StoreWriter:
         chunk: int = CHUNK_ELEMENTS,
     ) -> None:
         """Lay out a new store for this checkpoint's tensors; it exists with the first commit."""
-        entries = checkpoint.tensors.values()
-        vectors = lay_out(((e.name, stored_dtype(e, cast), e.shape) for e in entries), chunk)
+        vectors = lay_out_checkpoint(checkpoint, cast, chunk)
         table = canonical_json(table_document(vectors))
         commit = Commit(
             codec=codec,

@@ -1,0 +1,144 @@
+"""One chunk of the emitter's work: read the fit, evaluate every target, write the bits."""
+
+from collections.abc import Mapping, Sequence
+from threading import local
+from typing import Any
+
+import numpy as np
+
+from trajkit.codecs import Array
+from trajkit.estimators import Counts, Estimator
+from trajkit.fits import Fit
+from trajkit.kernels.flags import FLAG_INVALID, FLAG_STATIC
+from trajkit.layout import FlatVector
+from trajkit.shards import FolderWriter
+from trajkit.store import Store
+
+
+class ChunkJob:
+    """What is evaluated, a chunk at a time; safe to call from many threads at once.
+
+    ``rules`` has a rule for every tensor; ``first`` and ``last`` are the frames of the estimator's
+    two points.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        fit: Fit | None,
+        estimator: Estimator,
+        rules: Mapping[str, str],
+        first: int,
+        last: int,
+    ) -> None:
+        self.store = store
+        self.fit = fit
+        self.estimator = estimator
+        self.rules = rules
+        self.first = first
+        self.last = last
+        self._mine = local()
+
+    def bytes_a_worker(self) -> int:
+        """Scratch of one thread: arrays decoded, coded bytes on their way, and the bits."""
+        vectors = self.store.vectors.values()
+        return max((v.chunk * (28 + 5 * v.dtype.itemsize) for v in vectors), default=0)
+
+    def run(
+        self,
+        vector: FlatVector,
+        k: int,
+        steps: Sequence[int],
+        writers: Sequence[FolderWriter],
+    ) -> tuple[list[Counts], int]:
+        """Evaluate one chunk at every target step and write it: (counts a target, bytes written)."""
+        dtype = vector.dtype.name
+        start, stop = vector.chunk_span(k)
+        pieces = self._pieces(vector, start, stop)
+        moving = any(rule == "extrapolate" for _, _, rule in pieces)
+        fit = self._read_fit(dtype, k, stop - start) if moving else {}
+        if "flags" in fit and not _may_move(fit["flags"]):
+            moving = False
+            pieces = [(a, b, "hold" if rule == "extrapolate" else rule) for a, b, rule in pieces]
+        first, last = self._read_points(vector, k, stop - start, fit, moving)
+        out = self._buffer("out", vector.chunk, vector.dtype.bits)[: stop - start]
+        counts = []
+        for step, writer in zip(steps, writers, strict=True):
+            total = Counts()
+            for begin, end, rule in pieces:
+                piece = slice(begin, end)
+                if rule != "extrapolate":
+                    out[piece] = last[piece]
+                    n = end - begin
+                    total += Counts(held=n, copied=n if rule == "copy" else 0)
+                    continue
+                total += self.estimator.evaluate(
+                    dtype,
+                    step,
+                    {name: array[piece] for name, array in fit.items()},
+                    first[piece],
+                    last[piece],
+                    start + begin,
+                    out[piece],
+                )
+            writer.write(dtype, start, out)
+            counts.append(total)
+        return counts, last.nbytes * len(steps)
+
+    def _read_fit(self, dtype: str, k: int, n: int) -> dict[str, Array]:
+        """The fit's arrays that the estimator reads, [N] each; fewer where nothing can move."""
+        values: dict[str, Array] = {}
+        if self.fit is None:
+            return values
+        for name in self.estimator.reads:
+            if name not in ("flags", "last") and not _may_move(values["flags"]):
+                break
+            array = self.fit.arrays[dtype][name]
+            chunk = self._buffer(name, array.chunk, array.dtype)
+            array.read_chunk(0, k, chunk)
+            values[name] = chunk[:n]
+        return values
+
+    def _buffer(self, name: str, n: int, dtype: np.dtype[Any]) -> Array:
+        """The calling thread's own scratch, kept from chunk to chunk: new memory costs faults."""
+        buffers: dict[tuple[str, int, np.dtype[Any]], Array] = vars(self._mine).setdefault(
+            "all", {}
+        )
+        key = name, n, dtype
+        if key not in buffers:
+            buffers[key] = np.empty(n, dtype)
+        return buffers[key]
+
+    def _read_points(
+        self, vector: FlatVector, k: int, n: int, fit: dict[str, Array], moving: bool
+    ) -> tuple[Array, Array]:
+        """The bits of the checkpoints a and b; the same array twice where a is not needed."""
+        dtype = vector.dtype.name
+        if "last" in fit:
+            return fit["last"], fit["last"]
+        scratch, last, first = (
+            self._buffer(name, vector.chunk, vector.dtype.bits)
+            for name in ("scratch", "last", "first")
+        )
+        self.store.read_bits(dtype, self.last, k, last, scratch)
+        if not (moving and self.estimator.is_pair):
+            return last[:n], last[:n]
+        self.store.read_bits(dtype, self.first, k, first, scratch)
+        return first[:n], last[:n]
+
+    def _pieces(self, vector: FlatVector, start: int, stop: int) -> list[tuple[int, int, str]]:
+        """Runs of elements under one rule: (from, to, rule), counted from the chunk's start."""
+        pieces: list[tuple[int, int, str]] = []
+        for span in vector.spans(start, stop):
+            rule = self.rules[span.tensor.name]
+            end = span.at + span.stop - span.start
+            if pieces and pieces[-1][2] == rule:
+                pieces[-1] = (pieces[-1][0], end, rule)
+            else:
+                pieces.append((span.at, end, rule))
+        return pieces
+
+
+def _may_move(flags: Array) -> bool:
+    """Whether any element of a chunk ever changed: if none did, its last bits are all there is."""
+    return bool((flags & (FLAG_STATIC | FLAG_INVALID) == 0).any())
