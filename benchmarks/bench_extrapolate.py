@@ -5,26 +5,25 @@
 A synthetic bf16 model whose every element moves (the worst case: nothing in the fit compresses
 well), three checkpoints ingested and fitted. Extrapolation ends with everything on the disk
 (fsync), so it stands beside ``cp -r`` followed by ``sync`` of the copy; plain ``cp -r``, which
-leaves the copy in the page cache, is shown too. Sources come from the page cache for all three.
+leaves the copy in the page cache, is shown too. Sources come from the page cache for all three, and
+free memory is warm (settle.py).
 Peak memory is that of a fresh process over what it holds after its imports and a first small run,
 which compiles the kernels.
 """
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from machine import describe_machine
+from settle import timed
 from synthetic import round_to_bf16
 
 import trajkit
@@ -159,11 +158,10 @@ def measure_speed(
     seconds: dict[str, list[float]] = {"extrapolate": [], "cp": [], "cp_sync": []}
     for _ in range(repeats):
         shutil.rmtree(out, ignore_errors=True)
-        seconds["extrapolate"].append(timed(write))
-        read_all(out)
+        seconds["extrapolate"].append(timed(write, store))
         for name, command in (("cp", run_cp), ("cp_sync", run_cp_and_sync)):
             shutil.rmtree(copy, ignore_errors=True)
-            seconds[name].append(timed(command))
+            seconds[name].append(timed(command, out))
         shutil.rmtree(copy)
     n_bytes = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
     shutil.rmtree(out)
@@ -178,23 +176,6 @@ def measure_speed(
         "of_cp_sync": middle["cp_sync"] / middle["extrapolate"],
         "of_cp": middle["cp"] / middle["extrapolate"],
     }
-
-
-def timed(action: Callable[[], None]) -> float:
-    """Seconds an action takes, begun with nothing left for the disk to do."""
-    os.sync()
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
-def read_all(folder: Path) -> None:
-    """Bring a folder's files into the page cache."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                while file.read(1 << 24):
-                    pass
 
 
 def measure_memory(small: Path, store: Path, work: Path, budget: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe_machine
+from settle import settle
 from synthetic import write_series
 
 import trajkit
@@ -69,7 +70,11 @@ def measure_stores(work: Path, quick: bool) -> dict[str, Any]:
             fit_once(store)  # compiles, or loads what was compiled
             drop_from_cache(store)
             cold = fit_once(store)
-            warm = sorted(fit_once(store)["seconds"] for _ in range(3))
+            warm = []
+            for _ in range(3):
+                settle(store)
+                warm.append(fit_once(store)["seconds"])
+            warm.sort()
             raw = 2 * n * n_frames
             rows.append(
                 {

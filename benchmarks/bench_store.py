@@ -4,10 +4,11 @@
 
 On the real trajectory of ``data/`` and on a synthetic series with its update statistics, four
 checkpoints of 1 GB (``--size``). GB/s are of raw tensor bytes; ingest includes every fsync; decode
-goes from the files to the bits of every frame, on all cores. The files come from the page cache,
-for ``cp`` as well. "deltas" is the ratio of the delta frames alone: what a long run tends to, since
-one frame in 64 is a key. "a core" is by the processor's time, which other users of a shared machine
-disturb less. Besides: how fast a long store opens, and one element's trajectory reads.
+goes from the files to the bits of every frame, on all cores. The files come from the page cache and
+free memory is warm (settle.py), for ``cp`` as well. "deltas" is the ratio of the delta frames alone:
+what a long run tends to, since one frame in 64 is a key. "a core" is by the processor's time, which
+other users of a shared machine disturb less. Besides: how fast a long store opens, and one element's
+trajectory reads.
 """
 
 import argparse
@@ -20,11 +21,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import numpy as np
 from machine import describe_machine
 from numcodecs import Zstd
+from settle import settle, timed
 from synthetic import write_series
 
 import trajkit
@@ -58,7 +61,8 @@ def main() -> None:
         results["data"] = measure_series(DATA, work, codecs, repeats=1 if options.quick else 5)
         print_series("data/adder-grpo", results["data"])
         write_series(work / "ckpts", int(size * 1e9 / 2), options.checkpoints)
-        results["synthetic"] = measure_series(work / "ckpts", work, codecs, repeats=1)
+        repeats = 1 if options.quick else 3
+        results["synthetic"] = measure_series(work / "ckpts", work, codecs, repeats)
         print_series(f"synthetic, {options.checkpoints} x {size:g} GB", results["synthetic"])
         shutil.rmtree(work / "ckpts")
         results["long"] = measure_long(work, 50 if options.quick else 1000)
@@ -76,7 +80,10 @@ def measure_series(ckpts: Path, work: Path, codecs: list[str], repeats: int) -> 
     rows = [measure_codec(ckpts, work, codec, repeats) for codec in codecs]
     files = [found.path / "model.safetensors" for found in find_series([ckpts]).found]
     rows.append(measure_zstd(files))
-    cp = [time_call(lambda: copy(files, work / "copied")) for _ in range(repeats)]
+    cp = []
+    for _ in range(repeats):
+        cp.append(timed(lambda: copy(files, work / "copied"), ckpts))
+        shutil.rmtree(work / "copied")
     rows.append({"codec": "cp", "ratio": 1.0, "ingest_gbps": n_bytes / statistics.median(cp) / 1e9})
     return {"raw_bytes": n_bytes, "changed": changed_share(files), "rows": rows}
 
@@ -87,11 +94,13 @@ def measure_codec(ckpts: Path, work: Path, codec: str, repeats: int) -> dict[str
     ingests, decodes, ingest_cpu, decode_cpu = [], [], [], []
     for _ in range(repeats):
         shutil.rmtree(path, ignore_errors=True)
+        settle(ckpts)
         cpu = time.process_time()
         result = trajkit.ingest(ckpts, path, codec=codec)
         ingest_cpu.append(result.raw_bytes / (time.process_time() - cpu))
         ingests.append(result.bytes_per_second)
         store = Store.open(path)
+        settle(path)
         cpu = time.process_time()
         decodes.append(store.raw_bytes / time_call(lambda s=store: decode_all(s)))
         decode_cpu.append(store.raw_bytes / (time.process_time() - cpu))
@@ -115,10 +124,12 @@ def measure_codec(ckpts: Path, work: Path, codec: str, repeats: int) -> dict[str
 def decode_all(store: Store) -> None:
     """Every chunk through all frames, to its bits; what a fit's reader does."""
     for dtype, vector in store.vectors.items():
+        mine = local()
 
-        def decode(k: int, dtype: str = dtype, chunk: int = vector.chunk) -> None:
-            bits = np.empty(chunk, store.vectors[dtype].dtype.bits)
-            codes = np.empty_like(bits)
+        def decode(k: int, dtype: str = dtype, chunk: int = vector.chunk, mine: Any = mine) -> None:
+            if not hasattr(mine, "bits"):
+                mine.bits, mine.codes = np.empty((2, chunk), store.vectors[dtype].dtype.bits)
+            bits, codes = mine.bits, mine.codes
             for t in range(len(store.steps)):
                 if store.is_key(t):
                     store.read_codes(dtype, t, k, bits)
@@ -162,7 +173,6 @@ def copy(files: list[Path], target: Path) -> None:
     for i, file in enumerate(files):
         (target / str(i)).mkdir(parents=True)
         subprocess.run(["cp", file, target / str(i)], check=True)
-    shutil.rmtree(target)
 
 
 def changed_share(files: list[Path]) -> float:

@@ -23,21 +23,25 @@ from numpy.typing import NDArray
 from trajkit.kernels import sums as _sums
 from trajkit.kernels.flags import (
     FLAG_BELOW_HALF_ULP,
+    FLAG_BELOW_THRESHOLD,
     FLAG_FEW_DISTINCT,
     FLAG_INVALID,
     FLAG_SMALL_RANGE,
     FLAG_STATIC,
+    HELD_FLAGS,
 )
 from trajkit.kernels.formats import FORMATS, format_of, values_of
 from trajkit.kernels.sums import SLOTS, Array, Solution, Stats, Sums, new_stats, span_units
 
 __all__ = [
     "FLAG_BELOW_HALF_ULP",
+    "FLAG_BELOW_THRESHOLD",
     "FLAG_FEW_DISTINCT",
     "FLAG_INVALID",
     "FLAG_SMALL_RANGE",
     "FLAG_STATIC",
     "FORMATS",
+    "HELD_FLAGS",
     "Solution",
     "Stats",
     "Sums",
@@ -271,12 +275,13 @@ def extrapolate_line(
     last_bits: Array,
     slope: Array,
     mean: Array,
-    rsq: Array,
+    rsq: Array | None,
     flags: Array,
     dtype: str,
     *,
     dx: float,
     threshold: float | None,
+    held_flags: int = HELD_FLAGS,
     rounding: Rounding = "nearest",
     seed: int = 0,
     first_index: int = 0,
@@ -291,11 +296,12 @@ def extrapolate_line(
         last_bits: the last checkpoint, unsigned [N].
         slope: a training step, float32 [N].
         mean: at x̄, float32 [N]; read for base "mean" only.
-        rsq: float32 [N].
+        rsq: float32 [N], or None for no gate by R².
         flags: uint8 [N].
         dtype: the elements' format.
         dx: training steps.
         threshold: an element whose R² is not above this (NaN is not) is held; None: no such gate.
+        held_flags: an element with any of these flags is held.
         rounding: "nearest" (ties to even), or "stochastic": up with the probability of the
             fraction cut off. Nothing is cut off in float32 and float64.
         seed: of the stochastic rounding.
@@ -305,7 +311,7 @@ def extrapolate_line(
 
     Returns:
         moved, held, unchanged: elements that got new bits; that keep their last bits because the
-        gate is closed (R², static, invalid) or the result is not finite in the dtype; and that
+        gate is closed (R², flags) or the result is not finite in the dtype; and that
         the gate let through, but whose rounded result is the last bits.
 
     Raises:
@@ -315,7 +321,8 @@ def extrapolate_line(
         raise ValueError(f"base must be 'mean' or 'last', got {base!r}")
     chosen = _choose(backend, out_bits)
     if chosen != "cuda":
-        _check_extrapolation(dtype, rounding, (last_bits, out_bits), (slope, mean, rsq), flags)
+        floats = (slope, mean) if rsq is None else (slope, mean, rsq)
+        _check_extrapolation(dtype, rounding, (last_bits, out_bits), floats, flags)
     counts: tuple[int, int, int] = _backend(chosen).extrapolate_line(
         base,
         last_bits,
@@ -326,6 +333,7 @@ def extrapolate_line(
         dtype,
         dx=float(dx),
         threshold=threshold,
+        held_flags=held_flags,
         rounding=rounding,
         seed=seed,
         first_index=first_index,
@@ -344,6 +352,7 @@ def extrapolate_pair(
     threshold: float | None,
     dtype: str,
     *,
+    held_flags: int = HELD_FLAGS,
     rounding: Rounding = "nearest",
     seed: int = 0,
     first_index: int = 0,
@@ -358,9 +367,10 @@ def extrapolate_pair(
         beta: (x* - x_a) / (x_b - x_a).
         bits_hold: what held elements keep, unsigned [N].
         gate_rsq: float32 [N], or None for no gate by R².
-        flags: uint8 [N], or None for no gate by static and invalid.
+        flags: uint8 [N], or None for no gate by flags.
         threshold: as in :func:`extrapolate_line`; None: no gate by R².
         dtype: the elements' format.
+        held_flags: as in :func:`extrapolate_line`.
         rounding: as in :func:`extrapolate_line`.
         seed: as in :func:`extrapolate_line`.
         first_index: as in :func:`extrapolate_line`.
@@ -386,6 +396,7 @@ def extrapolate_pair(
         flags,
         threshold,
         dtype,
+        held_flags=held_flags,
         rounding=rounding,
         seed=seed,
         first_index=first_index,

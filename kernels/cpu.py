@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels import cpu_frames, cpu_round, cpu_solve, cpu_tile
+from trajkit.kernels import cpu_extrapolate, cpu_frames, cpu_round, cpu_solve, cpu_tile
 from trajkit.kernels.cpu_bits import TILE, flat, layout_of, scratch_tile
-from trajkit.kernels.formats import Bits, format_of
+from trajkit.kernels.formats import Bits, Format, format_of
 from trajkit.kernels.sums import (
     Solution,
     Stats,
@@ -166,12 +166,13 @@ def extrapolate_line(
     last_bits: Bits,
     slope: NDArray[np.float32],
     mean: NDArray[np.float32],
-    rsq: NDArray[np.float32],
+    rsq: NDArray[np.float32] | None,
     flags: NDArray[np.uint8],
     dtype: str,
     *,
     dx: float,
     threshold: float | None,
+    held_flags: int,
     rounding: Literal["nearest", "stochastic"],
     seed: int,
     first_index: int,
@@ -180,24 +181,22 @@ def extrapolate_line(
     """Write base + slope · dx; returns moved, held, unchanged."""
     form = format_of(dtype)
     counts = np.zeros(3, dtype=np.int64)
-    cpu_round.line(
+    cpu_extrapolate.line(
         base == "mean",
         flat(last_bits),
         flat(slope),
         flat(mean),
-        flat(rsq),
+        np.empty(0, dtype=np.float32) if rsq is None else flat(rsq),
         flat(flags),
         form.work.type(dx),
-        threshold is not None,
+        rsq is not None and threshold is not None,
+        np.uint8(held_flags),
         np.float32(0 if threshold is None else threshold),
         rounding == "stochastic",
         mix_seed(seed),
         np.uint64(first_index % 2**64),
         layout_of(form),
-        np.zeros(TILE, dtype=form.work),
-        np.zeros(TILE, dtype=form.bits),
-        np.zeros(TILE, dtype=form.bits),
-        np.zeros(TILE, dtype=np.uint8),
+        *_scratch(form),
         _writable(out_bits),
         counts,
     )
@@ -214,6 +213,7 @@ def extrapolate_pair(
     threshold: float | None,
     dtype: str,
     *,
+    held_flags: int,
     rounding: Literal["nearest", "stochastic"],
     seed: int,
     first_index: int,
@@ -222,7 +222,7 @@ def extrapolate_pair(
     """Write a + beta · (b - a); returns moved, held, unchanged."""
     form = format_of(dtype)
     counts = np.zeros(3, dtype=np.int64)
-    cpu_round.pair(
+    cpu_extrapolate.pair(
         flat(bits_a),
         flat(bits_b),
         form.work.type(beta),
@@ -230,16 +230,13 @@ def extrapolate_pair(
         np.empty(0, dtype=np.float32) if gate_rsq is None else flat(gate_rsq),
         np.empty(0, dtype=np.uint8) if flags is None else flat(flags),
         gate_rsq is not None and threshold is not None,
-        flags is not None,
+        np.uint8(0 if flags is None else held_flags),
         np.float32(0 if threshold is None else threshold),
         rounding == "stochastic",
         mix_seed(seed),
         np.uint64(first_index % 2**64),
         layout_of(form),
-        np.zeros(2 * TILE, dtype=form.work),
-        np.zeros(2 * TILE, dtype=form.bits),
-        np.zeros(TILE, dtype=form.bits),
-        np.zeros(TILE, dtype=np.uint8),
+        *_scratch(form),
         _writable(out_bits),
         counts,
     )
@@ -311,6 +308,16 @@ def _stride(codes_TN: Bits) -> int:
     if codes_TN.shape[0] < 2 or codes_TN.size == 0:
         return int(codes_TN.shape[1])
     return int(codes_TN.strides[0] // codes_TN.itemsize)
+
+
+def _scratch(form: Format) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """What :func:`cpu_extrapolate.line` and ``pair`` take as ``values``, ``words`` and ``wide``."""
+    wide = np.dtype(np.uint64 if form.width == 64 else np.uint32)
+    return (
+        scratch_tile(2, form.work),
+        scratch_tile(2, form.bits),
+        scratch_tile(cpu_extrapolate.WIDE_ROWS, wide),
+    )
 
 
 def _writable(out_N: Bits) -> Bits:

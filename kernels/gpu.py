@@ -30,6 +30,7 @@ import torch
 import triton
 from numpy.typing import NDArray
 
+from trajkit.kernels.flags import HELD_FLAGS
 from trajkit.kernels.formats import format_of
 from trajkit.kernels.gpu_bits import _decode_frame_kernel, _encode_frame_kernel
 from trajkit.kernels.gpu_extrapolate import _extrapolate_line_kernel, _extrapolate_pair_kernel
@@ -245,12 +246,13 @@ def extrapolate_line(
     last_bits: torch.Tensor,
     slope: torch.Tensor,
     mean: torch.Tensor,
-    rsq: torch.Tensor,
+    rsq: torch.Tensor | None,
     flags: torch.Tensor,
     dtype: str,
     *,
     dx: float,
     threshold: float | None,
+    held_flags: int = HELD_FLAGS,
     rounding: Literal["nearest", "stochastic"],
     seed: int,
     first_index: int,
@@ -263,11 +265,12 @@ def extrapolate_line(
         last_bits: unsigned [N]; also what held elements keep.
         slope: float32 [N], per training step.
         mean: float32 [N]; read for base "mean" only.
-        rsq: float32 [N].
+        rsq: float32 [N], or None for no gate by R².
         flags: uint8 [N].
         dtype: the checkpoint's.
         dx: training steps from the base to the target.
-        threshold: elements whose R² is not above it are held; None: static and invalid ones only.
+        threshold: elements whose R² is not above it are held; None: no gate by R².
+        held_flags: elements with any of these flags are held.
         rounding: to nearest even, or up with the probability of what is cut off.
         seed: of stochastic rounding.
         first_index: global index of element 0, so that the noise does not depend on blocks.
@@ -281,10 +284,10 @@ def extrapolate_line(
     low, high = noise_start(seed, first_index)
     with on_device(out_bits.device):
         _extrapolate_line_kernel[(max(triton.cdiv(n, BLOCK), 1),)](
-            last_bits, slope, mean, rsq, flags, out_bits, counts,
-            float32_factor(dx, out_bits.device),
+            last_bits, slope, mean, out_bits if rsq is None else rsq, flags, out_bits, counts,
+            float32_factor(dx, out_bits.device), held_flags,
             0.0 if threshold is None else float(threshold), low, high, n,
-            FROM_MEAN=base == "mean", BY_RSQ=threshold is not None,
+            FROM_MEAN=base == "mean", BY_RSQ=rsq is not None and threshold is not None,
             STOCHASTIC=rounding == "stochastic", BLOCK=BLOCK, DTYPE=dtype,
             SHIFT=32 - format_of(dtype).width, num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
@@ -302,6 +305,7 @@ def extrapolate_pair(
     threshold: float | None,
     dtype: str,
     *,
+    held_flags: int = HELD_FLAGS,
     rounding: Literal["nearest", "stochastic"],
     seed: int,
     first_index: int,
@@ -321,7 +325,7 @@ def extrapolate_pair(
             bits_a, bits_b, bits_hold,
             out_bits if gate_rsq is None else gate_rsq, out_bits if flags is None else flags,
             out_bits, counts,
-            float32_factor(beta, out_bits.device),
+            float32_factor(beta, out_bits.device), held_flags,
             0.0 if threshold is None else float(threshold), low, high, n,
             BY_RSQ=by_rsq, BY_FLAGS=flags is not None,
             STOCHASTIC=rounding == "stochastic", BLOCK=BLOCK, DTYPE=dtype,

@@ -12,10 +12,7 @@ from memory as a float64, lest the compiler see that it is a float32 and undo it
 import triton
 import triton.language as tl
 
-from trajkit.kernels import flags as flag
 from trajkit.kernels.gpu_bits import _round, _value
-
-HELD_FLAGS = tl.constexpr(flag.FLAG_STATIC | flag.FLAG_INVALID)
 
 
 @triton.jit
@@ -71,6 +68,7 @@ def _times(value, factor_ptr):
 def _is_held(
     rsq_ptr,
     flags_ptr,
+    held_flags,
     threshold,
     offsets,
     inside,
@@ -78,18 +76,18 @@ def _is_held(
     BY_RSQ: tl.constexpr,
     BY_FLAGS: tl.constexpr,
 ):
-    """Where the gate is closed: static, invalid, or an R² that is not above the threshold."""
+    """Where the gate is closed: by a flag, or an R² that is not above the threshold."""
     held = tl.zeros((BLOCK,), tl.int1)
     if BY_FLAGS:
         flags = tl.load(flags_ptr + offsets, mask=inside, other=0)
-        held = held | ((flags & HELD_FLAGS) != 0)
+        held = held | ((flags & held_flags) != 0)
     if BY_RSQ:
         rsq = tl.load(rsq_ptr + offsets, mask=inside, other=0.0)
         held = held | ((rsq > threshold) == 0)  # NaN is held
     return held
 
 
-@triton.jit(do_not_specialize=["noise_low", "noise_high"])
+@triton.jit(do_not_specialize=["held_flags", "noise_low", "noise_high"])
 def _extrapolate_line_kernel(
     last_ptr,  # unsigned [N]
     slope_ptr,  # float32 [N]
@@ -99,6 +97,7 @@ def _extrapolate_line_kernel(
     out_ptr,  # unsigned [N]
     counts_ptr,  # int64 [3]: moved, held, unchanged
     dx_ptr,  # float64 [1], a float32 number
+    held_flags,
     threshold,
     noise_low,
     noise_high,
@@ -118,14 +117,16 @@ def _extrapolate_line_kernel(
         start = tl.load(mean_ptr + offsets, mask=inside, other=0.0)
     else:
         start = _value(hold.to(tl.uint32) << SHIFT, DTYPE)
-    held = _is_held(rsq_ptr, flags_ptr, threshold, offsets, inside, BLOCK, BY_RSQ, True)
+    held = _is_held(
+        rsq_ptr, flags_ptr, held_flags, threshold, offsets, inside, BLOCK, BY_RSQ, True
+    )  # fmt: skip
     _round_or_hold(
         start + _times(slope, dx_ptr), held, hold, out_ptr, counts_ptr, noise_low, noise_high,
         offsets, inside, STOCHASTIC, DTYPE,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["noise_low", "noise_high"])
+@triton.jit(do_not_specialize=["held_flags", "noise_low", "noise_high"])
 def _extrapolate_pair_kernel(
     a_ptr,  # unsigned [N], as the two below
     b_ptr,
@@ -135,6 +136,7 @@ def _extrapolate_pair_kernel(
     out_ptr,  # unsigned [N]
     counts_ptr,  # int64 [3]: moved, held, unchanged
     beta_ptr,  # float64 [1], a float32 number
+    held_flags,
     threshold,
     noise_low,
     noise_high,
@@ -151,7 +153,9 @@ def _extrapolate_pair_kernel(
     a = _value(tl.load(a_ptr + offsets, mask=inside, other=0).to(tl.uint32) << SHIFT, DTYPE)
     b = _value(tl.load(b_ptr + offsets, mask=inside, other=0).to(tl.uint32) << SHIFT, DTYPE)
     hold = tl.load(hold_ptr + offsets, mask=inside, other=0)
-    held = _is_held(rsq_ptr, flags_ptr, threshold, offsets, inside, BLOCK, BY_RSQ, BY_FLAGS)
+    held = _is_held(
+        rsq_ptr, flags_ptr, held_flags, threshold, offsets, inside, BLOCK, BY_RSQ, BY_FLAGS
+    )  # fmt: skip
     _round_or_hold(
         a + _times(b - a, beta_ptr), held, hold, out_ptr, counts_ptr, noise_low, noise_high,
         offsets, inside, STOCHASTIC, DTYPE,

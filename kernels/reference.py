@@ -282,12 +282,13 @@ def extrapolate_line(
     last_bits_N: Bits,
     slope_N: Floats,
     mean_N: Floats,
-    rsq_N: Floats,
+    rsq_N: Floats | None,
     flags_N: NDArray[np.uint8],
     dtype: str,
     *,
     dx: float,
     threshold: float | None,
+    held_flags: int,
     rounding: Literal["nearest", "stochastic"],
     seed: int,
     first_index: int,
@@ -298,7 +299,7 @@ def extrapolate_line(
     base_N = mean_N.astype(work) if base == "mean" else values_of(last_bits_N, dtype)
     with np.errstate(all="ignore"):
         value_N = base_N + slope_N.astype(work) * work(dx)
-    held_N = _held(rsq_N, flags_N, threshold)
+    held_N = _held(rsq_N, flags_N, held_flags, threshold)
     return _round_or_hold(
         value_N, held_N, last_bits_N, dtype, rounding, seed, first_index, out_bits
     )
@@ -314,6 +315,7 @@ def extrapolate_pair(
     threshold: float | None,
     dtype: str,
     *,
+    held_flags: int,
     rounding: Literal["nearest", "stochastic"],
     seed: int,
     first_index: int,
@@ -324,19 +326,22 @@ def extrapolate_pair(
     a_N, b_N = values_of(bits_a_N, dtype), values_of(bits_b_N, dtype)
     with np.errstate(all="ignore"):
         value_N = a_N + work(beta) * (b_N - a_N)
-    held_N = _held(gate_rsq_N, flags_N, threshold)
+    held_N = _held(gate_rsq_N, flags_N, held_flags, threshold)
     return _round_or_hold(
         value_N, held_N, bits_hold_N, dtype, rounding, seed, first_index, out_bits
     )
 
 
 def _held(
-    rsq_N: Floats | None, flags_N: NDArray[np.uint8] | None, threshold: float | None
+    rsq_N: Floats | None,
+    flags_N: NDArray[np.uint8] | None,
+    held_flags: int,
+    threshold: float | None,
 ) -> NDArray[np.bool_] | np.bool_:
-    """Where the gate is closed: static, invalid, or an R² that is not above the threshold."""
+    """Where the gate is closed: by a flag, or an R² that is not above the threshold."""
     held_N: NDArray[np.bool_] | np.bool_ = np.bool_(False)
     if flags_N is not None:
-        held_N = np.asarray(flags_N & np.uint8(flag.FLAG_STATIC | flag.FLAG_INVALID)) != 0
+        held_N = np.asarray(flags_N & np.uint8(held_flags)) != 0
     if rsq_N is not None and threshold is not None:
         held_N = held_N | ~(rsq_N > np.float32(threshold))
     return held_N

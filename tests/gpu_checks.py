@@ -215,7 +215,7 @@ def check_extrapolation(device: str, dtype: str) -> None:
     for rounding in ("nearest", "stochastic"):
         for base, dx in (("last", 123.0), ("mean", 77.5)):
             options: dict[str, Any] = {
-                "dx": dx, "threshold": 0.3, "rounding": rounding,
+                "dx": dx, "threshold": 0.3, "rounding": rounding, "held_flags": 3,
                 "seed": 7, "first_index": 2**33 + 5,
             }  # fmt: skip
             arrays = (last, fit.slope, fit.mean, fit.rsq, fit.flags)
@@ -228,7 +228,7 @@ def check_extrapolation(device: str, dtype: str) -> None:
         for gated in (False, True):
             gate = (fit.rsq, fit.flags, 0.3) if gated else (None, None, None)
             want, got = np.empty_like(last), on(device, np.full_like(last, 1))
-            options = {"rounding": rounding, "seed": 3, "first_index": 17}
+            options = {"rounding": rounding, "seed": 3, "first_index": 17, "held_flags": 35}
             counts = reference.extrapolate_pair(
                 first, last, 1.7, last, *gate, dtype, out_bits=want, **options
             )

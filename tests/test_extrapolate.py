@@ -192,6 +192,22 @@ def test_no_horizon_gives_the_last_checkpoint_back_bit_for_bit(
     assert result.moved == 0
 
 
+@pytest.mark.parametrize("estimator", ["anchored", "line", "two-point"])
+def test_the_gate_is_the_same_by_flags_and_by_rsq(
+    traj: Trajectory, tmp_path: Path, estimator: str
+) -> None:
+    """The fit's own threshold is gated by its flags; one an ulp beside it reads R²."""
+    own = traj.fits["default"].rsq_threshold
+    found = {}
+    for threshold in (own, float(np.nextafter(own, 0))):
+        out = tmp_path / f"{threshold!r}"
+        result = trajkit.extrapolate(traj, 90, out, estimator=estimator, rsq_threshold=threshold)
+        files = [path.read_bytes() for path in sorted(out.glob("*.safetensors"))]
+        found[threshold] = (result.moved, result.held, *files)
+    assert len(set(found.values())) == 1
+    assert result.moved
+
+
 def test_a_negative_zero_stays_one(tmp_path: Path) -> None:
     """-0.0 + slope * 0 is +0.0: the last step came back with another bit."""
     for step, value in ((0, -2e-3), (1, -1e-3), (2, -0.0)):

@@ -255,6 +255,30 @@ def test_extrapolation_equals_the_reference_bit_for_bit(dtype: str, rounding: st
         assert sum(bits["cpu"][1]) == 1500
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_every_bfloat16_is_gated_and_rounded_as_the_reference_does(rounding: str) -> None:
+    """All bit patterns, NaN and Inf with them, moved far and a little, held by flags alone."""
+    last = np.arange(2**16, dtype=np.uint16)
+    rng = np.random.default_rng(4)
+    flags = rng.integers(0, 256, 2**16).astype(np.uint8)
+    for scale in (1e36, 1.0, 1e-30):
+        slope = (rng.standard_normal(2**16) * scale).astype(np.float32)
+        found = {}
+        for backend in ("cpu", "reference"):
+            for held_flags in (0, 35):
+                out = np.empty_like(last)
+                counts = api.extrapolate_line(
+                    "last", last, slope, slope, None, flags, "bfloat16", dx=300.0, threshold=None,
+                    held_flags=held_flags, rounding=rounding, out_bits=out, backend=backend,
+                )  # fmt: skip
+                found[backend, held_flags] = (out.tobytes(), counts)
+                np.testing.assert_array_equal(
+                    out[flags & held_flags != 0], last[flags & held_flags != 0]
+                )
+        assert found["cpu", 0] == found["reference", 0]
+        assert found["cpu", 35] == found["reference", 35]
+
+
 def test_the_pair_rule_rounds_once() -> None:
     import ml_dtypes
 

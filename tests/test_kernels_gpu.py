@@ -202,6 +202,7 @@ def test_extrapolation_rounds_the_product_and_the_sum(arch: int, tmp_path: Path)
         "out_ptr": "*u16",
         "counts_ptr": "*i64",
         "beta_ptr": "*fp64",
+        "held_flags": "i32",
         "threshold": "fp32",
         **dict.fromkeys(("noise_low", "noise_high", "n_elements"), "i32"),
     }

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from trajkit.codecs import Array
 from trajkit.errors import InvalidInput
 from trajkit.kernels import api as kernels
+from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD, HELD_FLAGS
 
 ESTIMATORS = ("anchored", "line", "two-point", "damped", "expo")
 ROUNDINGS = ("nearest", "stochastic")
@@ -75,6 +76,8 @@ class Estimator:
     damping: float = DEFAULT_DAMPING
     alpha: float | None = None
     """of ``expo``; None: the one that reaches the target's step"""
+    by_flag: bool = False
+    """the threshold is the fit's own, so that its flags say where the gate is closed"""
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: int = 0
 
@@ -86,10 +89,16 @@ class Estimator:
     @property
     def reads(self) -> tuple[str, ...]:
         """The arrays of the fit that it reads, those first that tell whether to read the rest."""
+        rsq = () if self.by_flag else ("rsq",)
         if self.is_pair:
-            return () if self.threshold is None else ("flags", "rsq")
+            return () if self.threshold is None else ("flags", *rsq)
         mean = ("mean",) if self.name == "line" else ()
-        return ("flags", "last", "slope", *mean, "rsq")
+        return ("flags", "last", "slope", *mean, *rsq)
+
+    @property
+    def held_flags(self) -> int:
+        """Elements with any of these flags are held."""
+        return HELD_FLAGS | (FLAG_BELOW_THRESHOLD if self.by_flag else 0)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -157,6 +166,7 @@ class Estimator:
                 fit.get("flags"),
                 self.threshold,
                 dtype,
+                held_flags=self.held_flags,
                 rounding=self.rounding,
                 seed=self.seed,
                 first_index=first_index,
@@ -169,11 +179,12 @@ class Estimator:
                 last,
                 slope,
                 fit.get("mean", slope),  # not read where the base is the last checkpoint
-                fit["rsq"],
+                fit.get("rsq"),
                 fit["flags"],
                 dtype,
                 dx=factor,
                 threshold=self.threshold,
+                held_flags=self.held_flags,
                 rounding=self.rounding,
                 seed=self.seed,
                 first_index=first_index,

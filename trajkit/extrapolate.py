@@ -347,6 +347,7 @@ class _Job:
             last_step=int(self.store.steps[self.last]),
             x_mean=0.0 if self.fit is None else self.fit.x_mean,
             threshold=threshold,
+            by_flag=self.fit is not None and threshold == self.fit.rsq_threshold,
             damping=DEFAULT_DAMPING if damping is None else damping,
             alpha=alpha,
             rounding="stochastic" if rounding == "stochastic" else "nearest",

@@ -9,10 +9,12 @@ import numpy as np
 from trajkit.codecs import Array
 from trajkit.estimators import Counts, Estimator
 from trajkit.fits import Fit
-from trajkit.kernels.flags import FLAG_INVALID, FLAG_STATIC
 from trajkit.layout import FlatVector
 from trajkit.shards import FolderWriter
 from trajkit.store import Store
+
+_GLANCE = 256
+"""elements that mostly tell whether any of a chunk may move"""
 
 
 class ChunkJob:
@@ -37,6 +39,7 @@ class ChunkJob:
         self.rules = rules
         self.first = first
         self.last = last
+        self._fit_has_last = fit is not None and fit.record.steps[-1] == store.steps[last]
         self._mine = local()
 
     def bytes_a_worker(self) -> int:
@@ -56,9 +59,10 @@ class ChunkJob:
         start, stop = vector.chunk_span(k)
         pieces = self._pieces(vector, start, stop)
         moving = any(rule == "extrapolate" for _, _, rule in pieces)
-        fit = self._read_fit(dtype, k, stop - start) if moving else {}
-        if "flags" in fit and not _may_move(fit["flags"]):
-            moving = False
+        fit: dict[str, Array] = {}
+        if moving and self.fit is not None:
+            fit, moving = self._read_fit(self.fit, dtype, k, stop - start)
+        if not moving:
             pieces = [(a, b, "hold" if rule == "extrapolate" else rule) for a, b, rule in pieces]
         first, last = self._read_points(vector, k, stop - start, fit, moving)
         out = self._buffer("out", vector.chunk, vector.dtype.bits)[: stop - start]
@@ -85,19 +89,23 @@ class ChunkJob:
             counts.append(total)
         return counts, last.nbytes * len(steps)
 
-    def _read_fit(self, dtype: str, k: int, n: int) -> dict[str, Array]:
-        """The fit's arrays that the estimator reads, [N] each; fewer where nothing can move."""
+    def _read_fit(self, fit: Fit, dtype: str, k: int, n: int) -> tuple[dict[str, Array], bool]:
+        """The fit's arrays that the estimator reads, [N] each, and whether any element may move.
+
+        Where none may, only those are read that say so and what is held.
+        """
         values: dict[str, Array] = {}
-        if self.fit is None:
-            return values
+        moving = True
         for name in self.estimator.reads:
-            if name not in ("flags", "last") and not _may_move(values["flags"]):
-                break
-            array = self.fit.arrays[dtype][name]
+            if not moving and name != "last":
+                continue
+            array = fit.arrays[dtype][name]
             chunk = self._buffer(name, array.chunk, array.dtype)
             array.read_chunk(0, k, chunk)
             values[name] = chunk[:n]
-        return values
+            if name == "flags":
+                moving = _may_move(values[name], np.uint8(self.estimator.held_flags))
+        return values, moving
 
     def _buffer(self, name: str, n: int, dtype: np.dtype[Any]) -> Array:
         """The calling thread's own scratch, kept from chunk to chunk: new memory costs faults."""
@@ -120,7 +128,10 @@ class ChunkJob:
             self._buffer(name, vector.chunk, vector.dtype.bits)
             for name in ("scratch", "last", "first")
         )
-        self.store.read_bits(dtype, self.last, k, last, scratch)
+        if self._fit_has_last and self.fit is not None and dtype in self.fit.arrays:
+            self.fit.arrays[dtype]["last"].read_chunk(0, k, last)  # no frames to go through
+        else:
+            self.store.read_bits(dtype, self.last, k, last, scratch)
         if not (moving and self.estimator.is_pair):
             return last[:n], last[:n]
         self.store.read_bits(dtype, self.first, k, first, scratch)
@@ -139,6 +150,6 @@ class ChunkJob:
         return pieces
 
 
-def _may_move(flags: Array) -> bool:
-    """Whether any element of a chunk ever changed: if none did, its last bits are all there is."""
-    return bool((flags & (FLAG_STATIC | FLAG_INVALID) == 0).any())
+def _may_move(flags: Array, held: np.uint8) -> bool:
+    """Whether the gate is open for any element; if it is not, the last bits are all there is."""
+    return any(((some & held) == 0).any() for some in (flags[:_GLANCE], flags[_GLANCE:]))

@@ -17,8 +17,9 @@ import numpy as np
 
 from trajkit.codecs import Array
 from trajkit.design import StepAxis
-from trajkit.fits import FIT_CODEC, SUMS, Fit, fit_arrays, sums_arrays
+from trajkit.fits import FIT_CODEC, SUMS, SUMS_CODEC, Fit, fit_arrays, sums_arrays
 from trajkit.kernels import api as kernels
+from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD
 from trajkit.kernels.sums import Solution, Stats, Sums, new_stats
 from trajkit.lanes import Lane, open_lane
 from trajkit.layout import FlatVector, Plan, TensorInfo
@@ -147,16 +148,18 @@ class VectorJob:
             for span in self.vector.spans(start, stop)
         )
         middle = time.perf_counter()
+        above = solution.rsq > np.float32(self.options.threshold)
         columns = {
             "slope": solution.slope,
             "mean": solution.mean,
             "rsq": solution.rsq,
             "last": solution.bits_last,
-            "flags": solution.flags,
+            "flags": solution.flags | ~above * np.uint8(FLAG_BELOW_THRESHOLD),
         }
-        if sums is not None:
-            columns |= {name: _column(sums, name) for name in SUMS}
         coded = {name: FIT_CODEC.encode(self._padded(c)) for name, c in columns.items()}
+        if sums is not None:
+            for name in SUMS:
+                coded[name] = SUMS_CODEC.encode(self._padded(_column(sums, name)))
         self.pace.add("fit", middle - clock)
         self.pace.add("compress", time.perf_counter() - middle)
         return _Done(coded, parts)

@@ -15,7 +15,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from trajkit.codecs import Array, Codec, with_checksum, without_checksum
+from trajkit.codecs import Array, Codec, PlainCodec, with_checksum, without_checksum
 from trajkit.errors import FormatError, StorageError, TrajkitError
 
 SHARD_CHUNKS = 1024
@@ -187,34 +187,26 @@ class ZArray:
         for s in range(-(-self.n_chunks // self.shard_chunks)):
             yield self.row_path(row) / str(s)
 
-    def read_coded(self, row: int, k: int) -> bytes:
-        """The coded bytes of chunk ``k`` of a row, checksum still on them.
+    def read_chunk(self, row: int, k: int, out: Array) -> None:
+        """Fill ``out`` (C elements of the array's dtype, padding included) with a chunk.
 
         Raises:
-            FormatError: the shard file is missing, short, or its index is damaged.
+            FormatError: the shard file is missing, short or damaged; ``out`` is then not to be
+                used. StorageError: the disk refused to read it.
         """
         s, inner = divmod(k, self.shard_chunks)
-        path = self.row_path(row) / str(s)
-        try:
-            with path.open("rb", buffering=0) as file:
-                index = self._index(file, path, row, s)
-                offset, length = int(index[inner, 0]), int(index[inner, 1])
-                if offset + length > os.fstat(file.fileno()).st_size:  # also: marked as missing
-                    raise FormatError(f"{path}: the file ends before chunk {k} does")
-                return os.pread(file.fileno(), length, offset)
-        except (FileNotFoundError, NotADirectoryError):
-            raise FormatError(f"{path}: missing from the store") from None
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror or error}") from error
-
-    def read_chunk(self, row: int, k: int, out: Array) -> None:
-        """Fill ``out`` (C elements of the array's dtype, padding included) with a chunk."""
-        coded = self.read_coded(row, k)
-        try:
-            self.codec.decode(coded, out)
-        except FormatError as error:
-            path = self.row_path(row) / str(k // self.shard_chunks)
-            raise FormatError(f"{path}: chunk {k}: {error}") from error
+        path = f"{self.row_path(row)}/{s}"
+        with _reading(path) as fd:
+            offset, n_bytes = self._index(fd, path, row, s)[inner].tolist()
+            try:
+                if offset == _MISSING:
+                    raise FormatError("never written")
+                if isinstance(self.codec, PlainCodec):
+                    self.codec.read(fd, offset, n_bytes, out)
+                else:
+                    self.codec.decode(_pread(fd, n_bytes, offset), out)
+            except FormatError as error:
+                raise FormatError(f"{path}: chunk {k}: {error}") from error
 
     def read_row(self, row: int = 0) -> Array:
         """A whole row, for arrays that are small by design."""
@@ -238,22 +230,17 @@ class ZArray:
         Raises:
             FormatError: it is not. StorageError: the disk refused to read it.
         """
-        path = self.row_path(row) / str(s)
-        try:
-            with path.open("rb", buffering=0) as file:
-                index = self._index(file, path, row, s, cached=False)
-                size = os.fstat(file.fileno()).st_size
-        except (FileNotFoundError, NotADirectoryError):
-            raise FormatError(f"{path}: missing from the store") from None
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror or error}") from error
+        path = f"{self.row_path(row)}/{s}"
+        with _reading(path) as fd:
+            index = self._index(fd, path, row, s, cached=False)
+            size = os.fstat(fd).st_size
         used = index[index[:, 0] != _MISSING].astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(used[:, 1])])
         body = size - len(index) * _INDEX_ENTRY_BYTES - 4
         if not np.array_equal(used[:, 0], starts[:-1]) or starts[-1] != body:
             raise FormatError(f"{path}: the chunks do not fill the file end to end")
 
-    def _index(self, file: Any, path: Path, row: int, s: int, cached: bool = True) -> Array:
+    def _index(self, fd: int, path: str, row: int, s: int, cached: bool = True) -> Array:
         """The shard's index, uint64 [chunks a shard, 2]; those read last are kept."""
         key = (row, s)
         if cached:
@@ -262,11 +249,11 @@ class ZArray:
                     self._indexes.move_to_end(key)
                     return self._indexes[key]
         n_bytes = self.shard_chunks * _INDEX_ENTRY_BYTES + 4
-        size = os.fstat(file.fileno()).st_size
+        size = os.fstat(fd).st_size
         if size < n_bytes:
             raise FormatError(f"{path}: {size} bytes are fewer than the shard's index")
         try:
-            body = without_checksum(os.pread(file.fileno(), n_bytes, size - n_bytes))
+            body = without_checksum(os.pread(fd, n_bytes, size - n_bytes))
         except FormatError as error:
             raise FormatError(f"{path}: shard index: {error}") from error
         index = np.frombuffer(body, "<u8").reshape(-1, 2)
@@ -275,6 +262,30 @@ class ZArray:
             while len(self._indexes) * n_bytes > _CACHED_INDEX_BYTES:
                 self._indexes.popitem(last=False)
         return index
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[int]:
+    """A descriptor of a shard file to read from; what the system refuses becomes one line."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FormatError(f"{path}: missing from the store") from None
+    except OSError as error:
+        if isinstance(error, TrajkitError):
+            raise
+        raise StorageError(f"{path}: {error.strerror or error}") from error
+
+
+def _pread(fd: int, n_bytes: int, offset: int) -> bytes:
+    """Those bytes, all of them."""
+    if offset + n_bytes > os.fstat(fd).st_size:  # before room is made for what a header claims
+        raise FormatError("the file ends before it does")
+    return os.pread(fd, n_bytes, offset)
 
 
 class RowWriter:
