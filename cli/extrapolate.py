@@ -83,6 +83,13 @@ from trajkit.units import format_bytes, format_rate, format_seconds
     metavar="DIR",
     help="Take shard layout, config and tokenizer from this checkpoint folder.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the arithmetic runs.",
+)
 @click.option("--check", is_flag=True, help="Load the result with transformers, without weights.")
 @force_option
 @memory_option

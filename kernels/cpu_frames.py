@@ -22,7 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels.cpu_bits import TILE, Layout, compiled, prefetch, value_of, wide_vectors
+from trajkit.kernels.cpu_bits import (
+    TILE,
+    Layout,
+    compiled,
+    inlined,
+    prefetch,
+    value_of,
+    wide_vectors,
+)
 from trajkit.kernels.cpu_tile import (
     CHANGED,
     NEW,
@@ -68,6 +76,7 @@ class Window(NamedTuple):
 @compiled
 def fetch_ahead(codes: Any, at: int) -> None:
     """Ask for the codes of the next tile: rows lie too far apart for the processor to guess."""
+    inlined()
     line = 64 // codes.itemsize
     for j in range(at, min(at + TILE, len(codes)), line):
         prefetch(codes, j)
@@ -76,6 +85,7 @@ def fetch_ahead(codes: Any, at: int) -> None:
 @compiled
 def _is_changed(codes: Any, at: Any, is_key: bool, src: int, words: Any) -> bool:
     """Whether a frame's codes, from ``at`` on, change a bit of the tile in the row ``src``."""
+    inlined()
     wide_vectors()
     word = words.dtype.type
     before = np.uint64(src)
@@ -98,6 +108,7 @@ def _decode(
 
     Unsigned offsets and a constant length keep the loops free of checks.
     """
+    inlined()
     wide_vectors()
     word = words.dtype.type
     one, zero = word(1), word(0)
@@ -184,6 +195,7 @@ def _sum_again(
 @compiled
 def _flush(n: int, runs: Any, words: Any, work: Any, layout: Layout, unsure: bool) -> bool:
     """Add the runs to the sums; whether some element still has fewer than four distinct values."""
+    inlined()
     wide_vectors()
     add_runs(layout.direct, runs, words, work)
     return note_distinct(n, words) if unsure else False

@@ -17,6 +17,7 @@ from trajkit.kernels.cpu_bits import (
     at_top,
     compiled,
     compiled_fused,
+    inlined,
     value_of,
     wide_vectors,
 )
@@ -70,6 +71,7 @@ def add_runs(direct: bool, runs: Any, words: Any, work: Any) -> None:
 
     The sums are read and written once for all of them, which is what this loop waits for.
     """
+    inlined()
     wide_vectors()
     word, real = words.dtype.type, work.dtype.type
     n_0, n_1, n_2, n_3 = real(runs[0]), real(runs[1]), real(runs[2]), real(runs[3])

@@ -9,7 +9,7 @@ unless there is one; the arithmetic is tested in Triton's interpreter with ``dev
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -112,6 +112,53 @@ class GpuLane:
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+class GpuArithmetic:
+    """``extrapolate_line`` and ``extrapolate_pair`` of numpy arrays: to a device and back.
+
+    One a thread: each has a stream of its own. Arguments and results are those of the functions of
+    the same names in :mod:`trajkit.kernels.api`, which compute on the CPU.
+
+    Args:
+        dtype: the elements' format.
+        device: a CUDA device; "cpu" for Triton's interpreter.
+
+    Raises:
+        NotImplementedError: a dtype the GPU has no kernels for (float64).
+    """
+
+    def __init__(self, dtype: str, device: str = "cuda") -> None:
+        bits_dtype(dtype)
+        self.device = torch.device(device)
+        self._stream: Any = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def extrapolate_line(
+        self, base: Literal["mean", "last"], *arguments: Any, out_bits: NDArray[Any], **options: Any
+    ) -> tuple[int, int, int]:
+        """Write base + slope · dx; returns moved, held, unchanged."""
+        return self._run(gpu.extrapolate_line, (base, *arguments), out_bits, options)
+
+    def extrapolate_pair(
+        self, *arguments: Any, out_bits: NDArray[Any], **options: Any
+    ) -> tuple[int, int, int]:
+        """Write a + beta · (b - a); returns moved, held, unchanged."""
+        return self._run(gpu.extrapolate_pair, arguments, out_bits, options)
+
+    def _run(
+        self, kernel: Any, arguments: tuple[Any, ...], out_bits: NDArray[Any], options: Any
+    ) -> tuple[int, int, int]:
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            moved = [self._upload(a) if isinstance(a, np.ndarray) else a for a in arguments]
+            out = torch.empty_like(torch.from_numpy(out_bits), device=self.device)
+            counts: tuple[int, int, int] = kernel(*moved, out_bits=out, **options)
+            torch.from_numpy(out_bits).copy_(out)
+        return counts
+
+    def _upload(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
 def is_available() -> bool:

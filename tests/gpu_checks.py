@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from trajkit.kernels import api, gpu, reference
-from trajkit.kernels.gpu_lane import GpuLane
+from trajkit.kernels.gpu_lane import GpuArithmetic, GpuLane
 from trajkit.kernels.gpu_launch import new_solution
 from trajkit.kernels.sums import new_sums, span_units
 
@@ -225,6 +225,12 @@ def check_extrapolation(device: str, dtype: str) -> None:
             found = gpu.extrapolate_line(base, *tensors, dtype, out_bits=got, **options)
             assert found == counts, (base, rounding, found, counts)
             np.testing.assert_array_equal(off(got), want)
+            there_and_back = np.zeros_like(last)
+            found = GpuArithmetic(dtype, device).extrapolate_line(
+                base, *arrays, dtype, out_bits=there_and_back, **options
+            )
+            assert found == counts, (base, rounding, found, counts)
+            np.testing.assert_array_equal(there_and_back, want)
         for gated in (False, True):
             gate = (fit.rsq, fit.flags, 0.3) if gated else (None, None, None)
             want, got = np.empty_like(last), on(device, np.full_like(last, 1))
@@ -239,6 +245,12 @@ def check_extrapolation(device: str, dtype: str) -> None:
             )
             assert found == counts, (gated, rounding, found, counts)
             np.testing.assert_array_equal(off(got), want)
+            there_and_back = np.zeros_like(last)
+            found = GpuArithmetic(dtype, device).extrapolate_pair(
+                first, last, 1.7, last, *gate, dtype, out_bits=there_and_back, **options
+            )
+            assert found == counts, (gated, rounding, found, counts)
+            np.testing.assert_array_equal(there_and_back, want)
 
 
 def check_tiny_and_huge(device: str) -> None:

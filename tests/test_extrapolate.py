@@ -703,3 +703,42 @@ def test_a_kill_at_any_instant_leaves_no_folder_that_is_wrong(tmp_path: Path, mo
     assert sum(seen.values()) == 30
     assert seen["none" if mode == "new" else "old"] >= 5, seen  # it was killed while writing
     assert seen["new"] >= 1, seen
+
+
+ON_A_DEVICE = """
+import sys, trajkit
+from trajkit import extrapolate_chunks
+from trajkit.kernels.gpu_lane import GpuArithmetic
+
+trajkit.extrapolate  # the function; its module is under the same name
+module = sys.modules["trajkit.extrapolate"]
+module.choose_device = lambda device: device
+extrapolate_chunks.open_arithmetic = lambda device, dtype: GpuArithmetic(dtype, "cpu")
+for estimator in ("anchored", "line", "two-point"):
+    trajkit.extrapolate(
+        trajkit.open(sys.argv[1]), 90, f"{sys.argv[2]}/{estimator}", estimator=estimator,
+        device="cuda",
+    )
+"""
+
+
+def test_the_device_that_is_asked_for_writes_the_same_bytes(
+    traj: Trajectory, tmp_path: Path
+) -> None:
+    """Triton's kernels in its interpreter, through the whole of the command."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", ON_A_DEVICE, str(traj.path), str(tmp_path / "device")]
+    subprocess.run(command, check=True, env=environment)
+    for estimator in ("anchored", "line", "two-point"):
+        trajkit.extrapolate(traj, 90, tmp_path / "cpu" / estimator, estimator=estimator)
+        assert contents(tmp_path / "device" / estimator) == contents(tmp_path / "cpu" / estimator)
+
+
+def test_a_device_that_is_not_there_is_refused(traj: Trajectory, tmp_path: Path) -> None:
+    if not Path("/dev/nvidiactl").exists():
+        with pytest.raises(InvalidInput, match="no CUDA device"):
+            trajkit.extrapolate(traj, 90, tmp_path / "out", device="cuda")
+    with pytest.raises(InvalidInput, match="unknown device"):
+        trajkit.extrapolate(traj, 90, tmp_path / "out", device="tpu")
+    assert not (tmp_path / "out").exists()

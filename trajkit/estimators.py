@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from trajkit.codecs import Array
 from trajkit.errors import InvalidInput
-from trajkit.kernels import api as kernels
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD, HELD_FLAGS
+from trajkit.lanes import Arithmetic
 
 ESTIMATORS = ("anchored", "line", "two-point", "damped", "expo")
 ROUNDINGS = ("nearest", "stochastic")
@@ -137,6 +137,7 @@ class Estimator:
         last: Array,
         first_index: int,
         out: Array,
+        arithmetic: Arithmetic,
     ) -> Counts:
         """Write the values at a training step.
 
@@ -148,6 +149,7 @@ class Estimator:
             last: bits of the checkpoint b, and what held elements keep, unsigned [N].
             first_index: index of element 0 in its flat vector, for stochastic rounding.
             out: unsigned [N], written.
+            arithmetic: where it is computed.
         """
         factor = self.coefficient(step)
         if self.is_pair:
@@ -157,7 +159,7 @@ class Estimator:
                 first, last_point, factor = last, first, -factor
             else:
                 last_point = last
-            counts = kernels.extrapolate_pair(
+            counts = arithmetic.extrapolate_pair(
                 first,
                 last_point,
                 factor,
@@ -174,7 +176,7 @@ class Estimator:
             )
         else:
             slope = fit["slope"]
-            counts = kernels.extrapolate_line(
+            counts = arithmetic.extrapolate_line(
                 "mean" if self.name == "line" else "last",
                 last,
                 slope,

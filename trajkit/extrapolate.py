@@ -2,7 +2,7 @@
 
 Chunk by chunk: read the fit (for ``two-point`` and ``expo``, two frames), evaluate every target,
 put the bits where the layout has them. Nothing is held but chunks in work, whatever the model. The
-arithmetic runs on the CPU: decompression and the disk set the pace, not it.
+arithmetic runs on the CPU unless a device is asked for: reading and writing set the pace, not it.
 """
 
 import json
@@ -25,6 +25,7 @@ from trajkit.estimators import DEFAULT_DAMPING, Counts, Estimator, check_options
 from trajkit.extrapolate_chunks import ChunkJob
 from trajkit.fit import choose_window, window_digest
 from trajkit.fits import DEFAULT_FIT, Fit, fit_names, read_fit
+from trajkit.lanes import choose_device
 from trajkit.layout import FlatVector, Plan, plan_workers
 from trajkit.modelcard import write_card
 from trajkit.parallel import count_workers, map_in_order
@@ -134,6 +135,7 @@ def extrapolate(
     rounding: str = "nearest",
     seed: int = 0,
     like: str | Path | None = None,
+    device: str = "cpu",
     check: bool = False,
     force: bool = False,
     memory: str | int = DEFAULT_MEMORY_BYTES,
@@ -166,6 +168,8 @@ def extrapolate(
         seed: of the stochastic rounding; the noise depends on it and on an element's place alone.
         like: a checkpoint folder of the same model to take shard names, header order, index and
             side files from, in place of the run's last one.
+        device: ``cpu``, ``cuda`` or ``auto`` (``cuda`` where there is one). The CPU keeps up with
+            reading and writing; a device only takes the arithmetic off it.
         check: load each folder with transformers on the meta device before it gets its name.
         force: replace what is at the output paths.
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
@@ -196,6 +200,7 @@ def extrapolate(
         rounding,
         seed,
         like,
+        device,
     )
     plan, workers = job.plan(steps, Path(out), force, memory)
     targets, template = list(plan.targets), job.template
@@ -274,6 +279,7 @@ def plan_extrapolate(
     rounding: str = "nearest",
     seed: int = 0,
     like: str | Path | None = None,
+    device: str = "cpu",
     force: bool = False,
     memory: str | int = DEFAULT_MEMORY_BYTES,
 ) -> ExtrapolatePlan:
@@ -291,6 +297,7 @@ def plan_extrapolate(
         rounding,
         seed,
         like,
+        device,
     )
     return job.plan(steps, Path(out), force, memory)[0]
 
@@ -312,6 +319,7 @@ class _Job:
         rounding: str,
         seed: int,
         like: str | Path | None,
+        device: str,
     ) -> None:
         check_options(
             estimator,
@@ -323,6 +331,7 @@ class _Job:
             rounding=rounding,
             seed=seed,
         )
+        self.device = choose_device(device)
         self.store = traj.store
         pair = is_pair(estimator)
         self.fit = self._find_fit(fit, not pair or rsq_threshold is not None)
@@ -479,7 +488,9 @@ class _Job:
 
     def chunks(self) -> ChunkJob:
         """The work that is left for each chunk."""
-        return ChunkJob(self.store, self.fit, self.estimator, self.rules, self.first, self.last)
+        return ChunkJob(
+            self.store, self.fit, self.estimator, self.rules, self.first, self.last, self.device
+        )
 
     def write_rest(self, writer: FolderWriter, target: Target) -> None:
         """Write the index, the provenance and the model card."""

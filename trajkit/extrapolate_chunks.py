@@ -9,6 +9,7 @@ import numpy as np
 from trajkit.codecs import Array
 from trajkit.estimators import Counts, Estimator
 from trajkit.fits import Fit
+from trajkit.lanes import Arithmetic, open_arithmetic
 from trajkit.layout import FlatVector
 from trajkit.shards import FolderWriter
 from trajkit.store import Store
@@ -21,7 +22,7 @@ class ChunkJob:
     """What is evaluated, a chunk at a time; safe to call from many threads at once.
 
     ``rules`` has a rule for every tensor; ``first`` and ``last`` are the frames of the estimator's
-    two points.
+    two points, ``device`` is ``cpu`` or ``cuda``.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class ChunkJob:
         rules: Mapping[str, str],
         first: int,
         last: int,
+        device: str,
     ) -> None:
         self.store = store
         self.fit = fit
@@ -39,6 +41,7 @@ class ChunkJob:
         self.rules = rules
         self.first = first
         self.last = last
+        self.device = device
         self._fit_has_last = fit is not None and fit.record.steps[-1] == store.steps[last]
         self._mine = local()
 
@@ -84,6 +87,7 @@ class ChunkJob:
                     last[piece],
                     start + begin,
                     out[piece],
+                    self._arithmetic(dtype),
                 )
             writer.write(dtype, start, out)
             counts.append(total)
@@ -106,6 +110,13 @@ class ChunkJob:
             if name == "flags":
                 moving = _may_move(values[name], np.uint8(self.estimator.held_flags))
         return values, moving
+
+    def _arithmetic(self, dtype: str) -> Arithmetic:
+        """The calling thread's own, opened on its first chunk of the dtype."""
+        opened: dict[str, Arithmetic] = vars(self._mine).setdefault("arithmetic", {})
+        if dtype not in opened:
+            opened[dtype] = open_arithmetic(self.device, dtype)
+        return opened[dtype]
 
     def _buffer(self, name: str, n: int, dtype: np.dtype[Any]) -> Array:
         """The calling thread's own scratch, kept from chunk to chunk: new memory costs faults."""

@@ -1,7 +1,8 @@
-"""Where a fit's arithmetic happens: a lane is one worker's way through the CPU or a CUDA device.
+"""Where the arithmetic happens: one worker's way through the CPU or a CUDA device.
 
-Both lanes have one shape: the worker puts a batch of codes into ``codes_TN``, then either fits a
-whole window in one call, or begins sums, accumulates batches and solves.
+Of a fit: both lanes have one shape; the worker puts a batch of codes into ``codes_TN``, then either
+fits a whole window in one call, or begins sums, accumulates batches and solves. Of an
+extrapolation: two functions of numpy arrays.
 """
 
 import os
@@ -35,6 +36,16 @@ class Lane(Protocol):
 
     def sums(self) -> Sums:
         """The sums so far, in numpy arrays."""
+
+
+class Arithmetic(Protocol):
+    """The extrapolation of one chunk, as :mod:`trajkit.kernels.api` has it."""
+
+    def extrapolate_line(self, *arguments: Any, **options: Any) -> tuple[int, int, int]:
+        """Write base + slope · dx; moved, held, unchanged."""
+
+    def extrapolate_pair(self, *arguments: Any, **options: Any) -> tuple[int, int, int]:
+        """Write a + beta · (b - a); moved, held, unchanged."""
 
 
 class CpuLane:
@@ -95,5 +106,21 @@ def open_lane(device: str, n_batch: int, n_chunk: int, dtype: str) -> Lane:
 
     try:
         return GpuLane(n_batch, n_chunk, dtype)
+    except NotImplementedError as error:
+        raise Unsupported(f"{error}; use --device cpu") from error
+
+
+def open_arithmetic(device: str, dtype: str) -> Arithmetic:
+    """The extrapolation of one worker, on a device of :func:`choose_device`.
+
+    Raises:
+        Unsupported: the device has no kernels for elements of that dtype.
+    """
+    if device == "cpu":
+        return kernels
+    from trajkit.kernels.gpu_lane import GpuArithmetic
+
+    try:
+        return GpuArithmetic(dtype)
     except NotImplementedError as error:
         raise Unsupported(f"{error}; use --device cpu") from error

@@ -37,10 +37,7 @@ from trajkit.dtypes import DTYPES
 from trajkit.errors import AlreadyExists, FormatError, Locked, Mismatch
 from trajkit.layout import FlatVector, TensorInfo, tensors_of
 from trajkit.source import SourceRecord
-from trajkit.zarrays import disk_errors, sync_directory
-
-_WRITE_BACK_BYTES = 1 << 22
-"""so much written by one thread is sent on to the disk"""
+from trajkit.zarrays import WriteBack, disk_errors, sync_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +113,6 @@ class _Runs:
     """byte offset of the range's first element in its file"""
 
 
-@dataclass(slots=True)
-class _Stretch:
-    """The file that one thread is writing to, and what of it was not sent on to the disk yet."""
-
-    file: int
-    fd: int
-    start: int = 0
-    stop: int = 0
-    n_bytes: int = 0
-
-    def wrote(self, offset: int, n_bytes: int) -> None:
-        """Count a write; begin to write back once there is enough."""
-        self.start = min(self.start, offset) if self.n_bytes else offset
-        self.stop = max(self.stop, offset + n_bytes)
-        self.n_bytes += n_bytes
-        if self.n_bytes >= _WRITE_BACK_BYTES and hasattr(os, "posix_fadvise"):
-            # Linux begins to write dirty pages back when told that they are not needed
-            os.posix_fadvise(self.fd, self.start, self.stop - self.start, os.POSIX_FADV_DONTNEED)
-            self.n_bytes = 0
-
-
 class FolderWriter:
     """A folder in the making; use it in a ``with`` block and ``commit`` at its end.
 
@@ -158,7 +134,7 @@ class FolderWriter:
         self._runs: dict[str, list[_Runs]] = {}
         self._lock = -1
         self._made: list[Path] = []
-        self._stretches: dict[int, _Stretch] = {}
+        self._open: dict[int, tuple[int, WriteBack]] = {}
         self._finished = False
 
     def __enter__(self) -> Self:
@@ -218,19 +194,19 @@ class FolderWriter:
 
     def _write_piece(self, file: int, piece: memoryview, offset: int) -> None:
         thread = get_ident()
-        stretch = self._stretches.get(thread)
-        if stretch is None or stretch.file != file:
-            if stretch is not None:
-                os.close(self._stretches.pop(thread).fd)
-            fd = os.open(self.part / self._files[file].name, os.O_WRONLY)
-            stretch = self._stretches[thread] = _Stretch(file, fd)
-        _write_all(stretch.fd, piece, offset)
-        stretch.wrote(offset, len(piece))
+        was, writing = self._open.get(thread, (-1, None))
+        if writing is None or was != file:
+            if writing is not None:
+                os.close(self._open.pop(thread)[1].fd)
+            writing = WriteBack(os.open(self.part / self._files[file].name, os.O_WRONLY))
+            self._open[thread] = file, writing
+        _write_all(writing.fd, piece, offset)
+        writing.wrote(offset, len(piece))
 
     def _close_files(self) -> None:
         """Close what the writing threads have open; they have ended, or will write no more."""
-        while self._stretches:
-            os.close(self._stretches.popitem()[1].fd)
+        while self._open:
+            os.close(self._open.popitem()[1][1].fd)
 
     def write_side_file(self, name: str, content: bytes) -> None:
         """Write a file that belongs beside the shards, such as config.json."""

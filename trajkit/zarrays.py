@@ -123,6 +123,11 @@ class ZArray:
         default_factory=OrderedDict, repr=False, compare=False
     )
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+    _rows_folder: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Keep the folder of all rows as a string: a fit opens millions of files."""
+        object.__setattr__(self, "_rows_folder", f"{self.path}/c")
 
     @property
     def n_chunks(self) -> int:
@@ -182,6 +187,11 @@ class ZArray:
         """The folder of a row's shard files."""
         return self.path / "c" if self.rows is None else self.path / "c" / str(row)
 
+    def _shard_path(self, row: int, s: int) -> str:
+        if self.rows is None:
+            return f"{self._rows_folder}/{s}"
+        return f"{self._rows_folder}/{row}/{s}"
+
     def shard_paths(self, row: int) -> Iterator[Path]:
         """The shard files that a whole row consists of."""
         for s in range(-(-self.n_chunks // self.shard_chunks)):
@@ -195,7 +205,7 @@ class ZArray:
                 used. StorageError: the disk refused to read it.
         """
         s, inner = divmod(k, self.shard_chunks)
-        path = f"{self.row_path(row)}/{s}"
+        path = self._shard_path(row, s)
         with _reading(path) as fd:
             offset, n_bytes = self._index(fd, path, row, s)[inner].tolist()
             try:
@@ -230,7 +240,7 @@ class ZArray:
         Raises:
             FormatError: it is not. StorageError: the disk refused to read it.
         """
-        path = f"{self.row_path(row)}/{s}"
+        path = self._shard_path(row, s)
         with _reading(path) as fd:
             index = self._index(fd, path, row, s, cached=False)
             size = os.fstat(fd).st_size
@@ -288,6 +298,30 @@ def _pread(fd: int, n_bytes: int, offset: int) -> bytes:
     return os.pread(fd, n_bytes, offset)
 
 
+WRITE_BACK_BYTES = 1 << 22
+"""so much written to a file is sent on to the disk"""
+
+
+@dataclass(slots=True)
+class WriteBack:
+    """A file being written: lets the disk begin before the end, so that fsync finds little left."""
+
+    fd: int
+    start: int = 0
+    stop: int = 0
+    n_bytes: int = 0
+
+    def wrote(self, offset: int, n_bytes: int) -> None:
+        """Count a write; begin to write back once there is enough."""
+        self.start = min(self.start, offset) if self.n_bytes else offset
+        self.stop = max(self.stop, offset + n_bytes)
+        self.n_bytes += n_bytes
+        if self.n_bytes >= WRITE_BACK_BYTES and hasattr(os, "posix_fadvise"):
+            # Linux begins to write dirty pages back when told that they are not needed
+            os.posix_fadvise(self.fd, self.start, self.stop - self.start, os.POSIX_FADV_DONTNEED)
+            self.n_bytes = 0
+
+
 class RowWriter:
     """Writes one row's shard files from chunks that are appended in order.
 
@@ -304,6 +338,7 @@ class RowWriter:
         self._path = Path()
         self._index: Array = np.empty((0, 2), np.uint64)
         self._offset = 0
+        self._write_back = WriteBack(-1)
 
     def __enter__(self) -> "RowWriter":
         with disk_errors(self.array.path):
@@ -319,7 +354,9 @@ class RowWriter:
                 self._file = self._path.with_name(self._path.name + ".part").open("wb")
                 self._index = np.full((self.array.shard_chunks, 2), _MISSING, "<u8")
                 self._offset = 0
+                self._write_back = WriteBack(self._file.fileno())
             self._file.write(coded)
+            self._write_back.wrote(self._offset, len(coded))
         self._index[inner] = self._offset, len(coded)
         self._offset += len(coded)
         self._next_chunk += 1
