@@ -105,6 +105,17 @@ def test_frames_in_each_others_place_are_found(store: Path) -> None:
     assert "decoded bits do not match their digest: step 20, tensors model.embed" in str(result.bad)
 
 
+def test_intact_arrays_of_a_fit_that_changed_places_are_found(store: Path) -> None:
+    """Slope and mean have one dtype and one size: every checksum still matches."""
+    fit = store / "fits" / "default" / "bfloat16"
+    (fit / "slope").rename(fit / "spare")
+    (fit / "mean").rename(fit / "slope")
+    (fit / "spare").rename(fit / "mean")
+    found = str(verify(store).bad)
+    assert "slope: intact, but not of this fit" in found
+    assert "mean: intact, but not of this fit" in found
+
+
 def test_damage_ends_at_the_next_key_frame(store: Path) -> None:
     path = store / "frames" / "float32" / "c" / "1" / "0"
     path.write_bytes(b"")

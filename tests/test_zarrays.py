@@ -94,7 +94,7 @@ def test_the_metadata_is_what_it_has_always_been(tmp_path: Path) -> None:
                                 "cname": "zstd",
                                 "clevel": 1,
                                 "shuffle": "bitshuffle",
-                                "blocksize": 262144,
+                                "blocksize": 524288,
                             },
                         },
                         {"name": "crc32c"},

@@ -117,6 +117,7 @@ def fit(
     pace = Pace()
     with StoreLock(store.path):
         part = prepare_fit(store, name)
+        digests: dict[str, str] = {}
         for vector in floats:
             plan, batch = plans[vector.dtype.name]
             options = FitOptions(backend, rsq_threshold, min_range, min_distinct, keep_sums)
@@ -126,6 +127,7 @@ def fit(
                 total = total + stats
                 if is_weight(info.name):
                     weights = weights + stats
+            digests |= job.digests
         seconds = time.perf_counter() - started
         record = FitRecord(
             name=name,
@@ -146,6 +148,7 @@ def fit(
             dtypes=tuple(v.dtype.name for v in floats),
             sums=sums_scalars(window) if keep_sums else None,
             frames_read=frames_read,
+            digests=digests,
             paper=asdict(describe_kept(weights)) if paper else None,
         )
         result = commit_fit(store, part, record, pack_table(make_table(rows)))

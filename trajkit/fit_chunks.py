@@ -105,6 +105,8 @@ class VectorJob:
         self.first = window.first + (len(prior.record.steps) if prior is not None else 0)
         self.pace = pace
         self.steps = np.array(window.axis.steps, np.float64)
+        self.digests: dict[str, str] = {}
+        """of each array written, by its path in the fit's folder"""
         self._mine = local()
 
     def run(self, part: Path, plan: Plan, progress: Progress) -> Iterator[tuple[TensorInfo, Stats]]:
@@ -133,8 +135,9 @@ class VectorJob:
                         unfinished[info.name] = stats
                 start, stop = self.vector.chunk_span(k)
                 progress(Advanced((stop - start) * frame_bytes))
-        for array in arrays.values():
+        for name, array in arrays.items():
             array.write_metadata()
+            self.digests[array.path.relative_to(part).as_posix()] = writers[name].digest
         for info in self.vector.tensors:
             if not info.size:
                 yield info, new_stats(self.options.threshold, self.window.axis.span)

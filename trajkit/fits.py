@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -84,6 +84,8 @@ class FitRecord:
     """the sums' scalars, where the sums are kept"""
     frames_read: int = 0
     """checkpoints read for this fit: all of its window, or those since the fit it continues"""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """of each array, by its path in the fit's folder: which files are this fit's"""
     paper: Mapping[str, Any] | None = None
     """the statistics of :class:`trajkit.paper.PaperStats`, where they were asked for"""
 
@@ -360,7 +362,11 @@ def check_fits(store: Store) -> Iterator[str]:
                 yield from check_content(fit.path / dtype / inner / "zarr.json", [GROUP])
             sums = sums_arrays(fit.path, store.vectors[dtype]) if fit.record.sums else {}
             for array in (*arrays.values(), *sums.values()):
-                yield from _check_array(array)
+                place = array.path.relative_to(fit.path).as_posix()
+                faults = list(_check_array(array))
+                yield from faults
+                if not faults and array.row_digest() != fit.record.digests.get(place):
+                    yield f"{array.path}: intact, but not of this fit; run trajkit fit again"
 
 
 def _check_array(array: ZArray) -> Iterator[str]:

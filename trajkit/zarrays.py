@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+import xxhash
 
 from trajkit.codecs import Array, Codec, PlainCodec, with_checksum, without_checksum
 from trajkit.errors import FormatError, StorageError, TrajkitError
@@ -33,6 +34,7 @@ SHARD_CHUNKS = 1024
 _INDEX_ENTRY_BYTES = 16
 _MISSING = 2**64 - 1
 _CACHED_INDEX_BYTES = 1 << 24
+_HASHED_BYTES = 1 << 20
 
 
 def canonical_json(document: Any) -> bytes:
@@ -250,6 +252,15 @@ class ZArray:
         if not np.array_equal(used[:, 0], starts[:-1]) or starts[-1] != body:
             raise FormatError(f"{path}: the chunks do not fill the file end to end")
 
+    def row_digest(self, row: int = 0) -> str:
+        """xxh3-128, in hex, of a row's shard files, one after the other; raises OSError."""
+        found = xxhash.xxh3_128()
+        for path in self.shard_paths(row):
+            with path.open("rb", buffering=0) as file:
+                while content := file.read(_HASHED_BYTES):
+                    found.update(content)
+        return found.hexdigest()
+
     def _index(self, fd: int, path: str, row: int, s: int, cached: bool = True) -> Array:
         """The shard's index, uint64 [chunks a shard, 2]; those read last are kept."""
         key = (row, s)
@@ -339,11 +350,17 @@ class RowWriter:
         self._index: Array = np.empty((0, 2), np.uint64)
         self._offset = 0
         self._write_back = WriteBack(-1)
+        self._hash = xxhash.xxh3_128()
 
     def __enter__(self) -> "RowWriter":
         with disk_errors(self.array.path):
             self.array.row_path(self.row).mkdir(parents=True, exist_ok=True)
         return self
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128, in hex, of all bytes written: :meth:`ZArray.row_digest` of a finished row."""
+        return self._hash.hexdigest()
 
     def append(self, coded: bytes) -> None:
         """Write the next chunk's coded bytes."""
@@ -356,6 +373,7 @@ class RowWriter:
                 self._offset = 0
                 self._write_back = WriteBack(self._file.fileno())
             self._file.write(coded)
+            self._hash.update(coded)
             self._write_back.wrote(self._offset, len(coded))
         self._index[inner] = self._offset, len(coded)
         self._offset += len(coded)
@@ -366,7 +384,9 @@ class RowWriter:
     def _finish_shard(self) -> None:
         assert self._file is not None
         with disk_errors(self.array.path):
-            self._file.write(with_checksum(self._index.tobytes()))
+            index = with_checksum(self._index.tobytes())
+            self._file.write(index)
+            self._hash.update(index)
             self._file.flush()
             os.fsync(self._file.fileno())
             self.n_bytes += self._file.tell()
