@@ -11,6 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 RUNS = (
+    ("bench_kernels.py",),
     ("bench_store.py",),
     ("bench_fit.py",),
     ("bench_fit.py", "--scaling"),
@@ -28,7 +29,9 @@ def main() -> None:
     for script, *flags in RUNS:
         name = script.removesuffix(".py") + "".join(flags).replace("--", "_")
         print(f"\n== {name}", flush=True)
-        command = [sys.executable, str(HERE / script), "--work", str(options.work), *flags]
+        command = [sys.executable, str(HERE / script), *flags]
+        if script != "bench_kernels.py":  # which needs no files
+            command += ["--work", str(options.work)]
         command += ["--json", str(RESULTS / f"{name}.json")]
         if options.quick:
             command.append("--quick")
