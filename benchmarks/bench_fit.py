@@ -215,7 +215,8 @@ import json, resource, sys, time
 import numpy, trajkit, trajkit.fit, trajkit.kernels.cpu, trajkit.summary
 traj = trajkit.open(sys.argv[1])
 step = int(traj.steps[1])
-trajkit.fit(traj, to_step=step, name="warm", memory="64MiB")  # compiled code is loaded by now
+for keep_sums in (False, True):  # compiled code is loaded by now, that of long windows too
+    trajkit.fit(traj, to_step=step, name="warm", memory="64MiB", keep_sums=keep_sums)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 clock = time.perf_counter()
 trajkit.fit(traj)
