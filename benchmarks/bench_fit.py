@@ -196,6 +196,7 @@ def measure_point(work: Path, n: int, n_frames: int) -> dict[str, Any]:
     write_series(ckpts, n, n_frames)
     trajkit.ingest(ckpts, store)
     shutil.rmtree(ckpts)
+    settle(store)
     done = subprocess.run(
         [sys.executable, "-c", _POINT, str(store)], capture_output=True, text=True, check=True
     )
