@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe_machine
-from settle import settle
+from settle import settle, time_call
 from synthetic import write_series
 
 import trajkit
@@ -154,12 +154,7 @@ def measure_peers(n: int, n_frames: int = 64) -> dict[str, float]:
 
 def rate(work: Callable[[], Any], n_bytes: int, times: int = 3) -> float:
     """GB/s, the best of a few runs."""
-    seconds = []
-    for _ in range(times):
-        clock = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - clock)
-    return n_bytes / min(seconds) / 1e9
+    return n_bytes / min(time_call(work) for _ in range(times)) / 1e9
 
 
 def print_stores(results: dict[str, Any]) -> None:

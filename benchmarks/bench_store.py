@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from machine import describe_machine
 from numcodecs import Zstd
-from settle import settle, timed
+from settle import settle, time_call, timed
 from synthetic import write_series
 
 import trajkit
@@ -202,13 +202,6 @@ def measure_long(work: Path, checkpoints: int) -> dict[str, Any]:
         "open_seconds": statistics.median(opened),
         "element_seconds": element,
     }
-
-
-def time_call(call: Any) -> float:
-    """Seconds that a call takes."""
-    clock = time.perf_counter()
-    call()
-    return time.perf_counter() - clock
 
 
 def print_series(title: str, result: dict[str, Any]) -> None:

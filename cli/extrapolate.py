@@ -7,6 +7,7 @@ import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import (
+    device_option,
     dry_run_option,
     example,
     force_option,
@@ -83,13 +84,7 @@ from trajkit.units import format_bytes, format_rate, format_seconds
     metavar="DIR",
     help="Take shard layout, config and tokenizer from this checkpoint folder.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where the arithmetic runs.",
-)
+@device_option("cpu")
 @click.option("--check", is_flag=True, help="Load the result with transformers, without weights.")
 @force_option
 @memory_option

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trajkit.cli.console import Console
-from trajkit.cli.options import example, memory_option, speaking, store_option
+from trajkit.cli.options import device_option, example, memory_option, speaking, store_option
 
 if TYPE_CHECKING:
     from trajkit.paper import PaperStats
@@ -32,13 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--from-step", type=int, metavar="A", help="First training step of the window.")
 @click.option("--to-step", type=int, metavar="B", help="Last training step of the window.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device_option("auto")
 @click.option("--name", help="The fit's name in the store (default: default; paper).")
 @click.option(
     "--keep-sums/--no-keep-sums",

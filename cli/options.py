@@ -31,6 +31,17 @@ force_option = click.option("--force", is_flag=True, help="Replace what is at th
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 
 
+def device_option(default: str) -> Callable[[Command], Command]:
+    """Where a command computes."""
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default=default,
+        show_default=True,
+        help="Where to compute.",
+    )
+
+
 def speaking(command: Command) -> Command:
     """Add -q, -v and --json, and hand the command a :class:`Console` as its first argument."""
 

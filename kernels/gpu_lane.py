@@ -42,9 +42,7 @@ class GpuLane:
         bits, shape = bits_dtype(dtype), (n_batch, n_chunk)
         self._host_codes = torch.empty(shape, dtype=bits, pin_memory=on_gpu)
         self._codes = torch.empty(shape, dtype=bits, device=self.device)
-        self._stream: Any = None
-        if on_gpu:
-            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._stream = _open_stream(self.device)
         self._solution = gpu.new_solution(n_chunk, dtype, self.device)
         self._answer = _map(self._solution, lambda t: torch.empty_like(t, device="cpu"))
         if on_gpu:
@@ -57,7 +55,7 @@ class GpuLane:
         self, n: int, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any], **filters: Any
     ) -> Solution:
         """The lines of the first ``n`` columns over a whole window that is in ``codes_TN``."""
-        with self._on_stream():
+        with _on_stream(self._stream):
             codes = self._upload(len(steps_T))
             out = _map(self._solution, lambda t: t[:n])
             gpu.fit_frames(codes, is_key_T, steps_T, self.dtype, out=out, **filters)
@@ -65,7 +63,7 @@ class GpuLane:
 
     def begin(self, n: int, x_ref: float, x_unit: float, kept: Sums | None = None) -> None:
         """Start the sums of ``n`` elements, from ``kept`` (numpy) where a fit goes on."""
-        with self._on_stream():
+        with _on_stream(self._stream):
             if kept is None:
                 self._sums = gpu.new_sums(n, self.dtype, x_ref, x_unit, self.device)
             else:
@@ -74,7 +72,7 @@ class GpuLane:
     def accumulate(self, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any]) -> None:
         """Add the batch in ``codes_TN`` to the sums; its rows may be overwritten afterwards."""
         assert self._sums is not None
-        with self._on_stream():
+        with _on_stream(self._stream):
             gpu.accumulate_frames(self._upload(len(steps_T)), is_key_T, steps_T, self._sums)
             self._wait()
 
@@ -82,14 +80,14 @@ class GpuLane:
         """The lines of the sums so far."""
         assert self._sums is not None
         n = self._sums.size
-        with self._on_stream():
+        with _on_stream(self._stream):
             gpu.solve(self._sums, out=_map(self._solution, lambda t: t[:n]), **filters)
             return self._download(n)
 
     def sums(self) -> Sums:
         """The sums so far, in numpy arrays of the host."""
         assert self._sums is not None
-        with self._on_stream():
+        with _on_stream(self._stream):
             sums: Sums = _map(self._sums, lambda t: t.cpu().numpy())
         return sums
 
@@ -110,9 +108,6 @@ class GpuLane:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _on_stream(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
 
 class GpuArithmetic:
     """``extrapolate_line`` and ``extrapolate_pair`` of numpy arrays: to a device and back.
@@ -131,9 +126,7 @@ class GpuArithmetic:
     def __init__(self, dtype: str, device: str = "cuda") -> None:
         bits_dtype(dtype)
         self.device = torch.device(device)
-        self._stream: Any = None
-        if self.device.type == "cuda":
-            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._stream = _open_stream(self.device)
 
     def extrapolate_line(
         self, base: Literal["mean", "last"], *arguments: Any, out_bits: NDArray[Any], **options: Any
@@ -150,7 +143,7 @@ class GpuArithmetic:
     def _run(
         self, kernel: Any, arguments: tuple[Any, ...], out_bits: NDArray[Any], options: Any
     ) -> tuple[int, int, int]:
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+        with _on_stream(self._stream):
             moved = [self._upload(a) if isinstance(a, np.ndarray) else a for a in arguments]
             out = torch.empty_like(torch.from_numpy(out_bits), device=self.device)
             counts: tuple[int, int, int] = kernel(*moved, out_bits=out, **options)
@@ -164,6 +157,17 @@ class GpuArithmetic:
 def is_available() -> bool:
     """Whether torch sees a CUDA device."""
     return torch.cuda.is_available()
+
+
+def _open_stream(device: torch.device) -> Any:
+    """A stream of one's own; None on the host, where the interpreter runs."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _on_stream(stream: Any) -> AbstractContextManager[Any]:
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def _map(record: Any, change: Any) -> Any:

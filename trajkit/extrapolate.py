@@ -189,18 +189,18 @@ def extrapolate(
     started = time.perf_counter()
     job = _Job(
         traj,
-        estimator,
-        fit,
-        rsq_threshold,
-        from_step,
-        to_step,
-        damping,
-        alpha,
-        tensors,
-        rounding,
-        seed,
-        like,
-        device,
+        estimator=estimator,
+        fit=fit,
+        rsq_threshold=rsq_threshold,
+        from_step=from_step,
+        to_step=to_step,
+        damping=damping,
+        alpha=alpha,
+        tensors=tensors,
+        rounding=rounding,
+        seed=seed,
+        like=like,
+        device=device,
     )
     plan, workers = job.plan(steps, Path(out), force, memory)
     targets, template = list(plan.targets), job.template
@@ -268,38 +268,15 @@ def plan_extrapolate(
     steps: int | Sequence[int] | None,
     out: str | Path,
     *,
-    estimator: str = "anchored",
-    fit: str | Fit = DEFAULT_FIT,
-    rsq_threshold: float | None = None,
-    from_step: int | None = None,
-    to_step: int | None = None,
-    damping: float | None = None,
-    alpha: float | None = None,
-    tensors: Sequence[str] = (),
-    rounding: str = "nearest",
-    seed: int = 0,
-    like: str | Path | None = None,
-    device: str = "cpu",
     force: bool = False,
     memory: str | int = DEFAULT_MEMORY_BYTES,
+    **options: Any,
 ) -> ExtrapolatePlan:
-    """What :func:`extrapolate` would write, with bytes and memory; raises as it would."""
-    job = _Job(
-        traj,
-        estimator,
-        fit,
-        rsq_threshold,
-        from_step,
-        to_step,
-        damping,
-        alpha,
-        tensors,
-        rounding,
-        seed,
-        like,
-        device,
-    )
-    return job.plan(steps, Path(out), force, memory)[0]
+    """What :func:`extrapolate` would write, with bytes and memory; raises as it would.
+
+    ``options`` are those of :func:`extrapolate`, but for ``check`` and ``progress``.
+    """
+    return _Job(traj, **options).plan(steps, Path(out), force, memory)[0]
 
 
 class _Job:
@@ -308,18 +285,19 @@ class _Job:
     def __init__(
         self,
         traj: Trajectory,
-        estimator: str,
-        fit: str | Fit,
-        rsq_threshold: float | None,
-        from_step: int | None,
-        to_step: int | None,
-        damping: float | None,
-        alpha: float | None,
-        tensors: Sequence[str],
-        rounding: str,
-        seed: int,
-        like: str | Path | None,
-        device: str,
+        *,
+        estimator: str = "anchored",
+        fit: str | Fit = DEFAULT_FIT,
+        rsq_threshold: float | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        damping: float | None = None,
+        alpha: float | None = None,
+        tensors: Sequence[str] = (),
+        rounding: str = "nearest",
+        seed: int = 0,
+        like: str | Path | None = None,
+        device: str = "cpu",
     ) -> None:
         check_options(
             estimator,

@@ -211,12 +211,12 @@ class ZArray:
         with _reading(path) as fd:
             offset, n_bytes = self._index(fd, path, row, s)[inner].tolist()
             try:
-                if offset == _MISSING:
-                    raise FormatError("never written")
+                if offset + n_bytes > os.fstat(fd).st_size:  # also: marked as missing
+                    raise FormatError("the file ends before it does")
                 if isinstance(self.codec, PlainCodec):
                     self.codec.read(fd, offset, n_bytes, out)
                 else:
-                    self.codec.decode(_pread(fd, n_bytes, offset), out)
+                    self.codec.decode(os.pread(fd, n_bytes, offset), out)
             except FormatError as error:
                 raise FormatError(f"{path}: chunk {k}: {error}") from error
 
@@ -300,13 +300,6 @@ def _reading(path: str) -> Iterator[int]:
         if isinstance(error, TrajkitError):
             raise
         raise StorageError(f"{path}: {error.strerror or error}") from error
-
-
-def _pread(fd: int, n_bytes: int, offset: int) -> bytes:
-    """Those bytes, all of them."""
-    if offset + n_bytes > os.fstat(fd).st_size:  # before room is made for what a header claims
-        raise FormatError("the file ends before it does")
-    return os.pread(fd, n_bytes, offset)
 
 
 WRITE_BACK_BYTES = 1 << 22
