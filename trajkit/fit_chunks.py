@@ -17,7 +17,7 @@ import numpy as np
 
 from trajkit.codecs import Array
 from trajkit.design import StepAxis
-from trajkit.fits import FIT_CODEC, SUMS, SUMS_CODEC, Fit, fit_arrays, sums_arrays
+from trajkit.fits import SUMS, Fit, fit_arrays, sums_arrays
 from trajkit.kernels import api as kernels
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD
 from trajkit.kernels.sums import Solution, Stats, Sums, new_stats
@@ -107,6 +107,7 @@ class VectorJob:
         self.steps = np.array(window.axis.steps, np.float64)
         self.digests: dict[str, str] = {}
         """of each array written, by its path in the fit's folder"""
+        self._arrays: dict[str, ZArray] = {}
         self._mine = local()
 
     def run(self, part: Path, plan: Plan, progress: Progress) -> Iterator[tuple[TensorInfo, Stats]]:
@@ -116,6 +117,7 @@ class VectorJob:
             arrays |= sums_arrays(part, self.vector)
         frame_bytes = (self.window.stop - self.first) * self.vector.dtype.itemsize
         unfinished: dict[str, Stats] = {}
+        self._arrays = arrays
         with ExitStack() as stack:
             writers = {n: stack.enter_context(RowWriter(a)) for n, a in arrays.items()}
             pool = stack.enter_context(ThreadPoolExecutor(plan.workers))
@@ -159,10 +161,10 @@ class VectorJob:
             "last": solution.bits_last,
             "flags": solution.flags | ~above * np.uint8(FLAG_BELOW_THRESHOLD),
         }
-        coded = {name: FIT_CODEC.encode(self._padded(c)) for name, c in columns.items()}
         if sums is not None:
-            for name in SUMS:
-                coded[name] = SUMS_CODEC.encode(self._padded(_column(sums, name)))
+            columns |= {name: _column(sums, name) for name in SUMS}
+        arrays = self._arrays
+        coded = {name: arrays[name].codec.encode(self._padded(c)) for name, c in columns.items()}
         self.pace.add("fit", middle - clock)
         self.pace.add("compress", time.perf_counter() - middle)
         return _Done(coded, parts)
