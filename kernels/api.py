@@ -3,7 +3,7 @@
     accumulate_frames, merge_sums, solve     a streaming fit: accumulate, merge, finalise
     fit_frames                               the same in one call, with no state left behind
     summarise                                counts, moments and histograms of a solution
-    encode_frame, decode_frame               the store's frame coding
+    encode_frame, decode_frame, unshuffle    the store's frame coding
     extrapolate_line, extrapolate_pair       new checkpoints, rounded once
 
 Backends: "reference" (numpy, float64, slow), "cpu" (numba), "cuda" (Triton, torch tensors on the
@@ -46,6 +46,7 @@ __all__ = [
     "Stats",
     "Sums",
     "accumulate_frames",
+    "can_unshuffle",
     "decode_frame",
     "encode_frame",
     "extrapolate_line",
@@ -57,8 +58,12 @@ __all__ = [
     "solve",
     "span_units",
     "summarise",
+    "unshuffle",
     "values_of",
 ]
+
+SHUFFLE_MULTIPLE = 256
+"""a block of bit planes is a multiple of so many elements, so that no tile lies in two"""
 
 Backend: TypeAlias = Literal["auto", "reference", "cpu", "cuda"]
 Rounding: TypeAlias = Literal["nearest", "stochastic"]
@@ -268,6 +273,31 @@ def decode_frame(codes_N: Array, prev_N: Array, out_N: Array, *, backend: Backen
     """
     _check_coding(codes_N, prev_N, out_N)
     _backend(_choose(backend, out_N)).decode_frame(codes_N, prev_N, out_N)
+
+
+def unshuffle(planes_N: Array, block: int, out_N: Array, *, backend: Backend = "auto") -> None:
+    """Write the codes whose bit planes blosc's bit-shuffle has laid end to end, block by block.
+
+    Both unsigned [N] of 8, 16, 32 or 64 bits, N a multiple of ``block`` elements; not the same
+    memory. Numpy arrays only.
+
+    Raises:
+        ValueError: other dtypes, shapes that differ, or a block for which
+            :func:`can_unshuffle` is not true.
+    """
+    _check_coding(planes_N, out_N)
+    if not can_unshuffle(block, len(out_N)):
+        raise ValueError(f"no whole blocks of {block} elements in {len(out_N)}")
+    _backend(_choose(backend, out_N)).unshuffle(planes_N, block, out_N)
+
+
+def can_unshuffle(block: int, n: int) -> bool:
+    """Whether :func:`unshuffle` takes ``n`` elements in blocks of so many.
+
+    >>> can_unshuffle(512, 1024), can_unshuffle(1000, 2000), can_unshuffle(512, 1000)
+    (True, False, False)
+    """
+    return block > 0 and block % SHUFFLE_MULTIPLE == 0 and n % block == 0
 
 
 def extrapolate_line(

@@ -1,4 +1,4 @@
-"""The CPU backend: launchers of the compiled kernels in cpu_frames, cpu_solve and cpu_round.
+"""The CPU backend: launchers of the compiled kernels in the other files called cpu_*.
 
 A launcher works out what depends on the steps alone, allocates a few tens of kB of scratch, and
 calls one compiled function that holds no lock: call it from several threads on different arrays
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels import cpu_extrapolate, cpu_frames, cpu_round, cpu_solve, cpu_tile
+from trajkit.kernels import cpu_extrapolate, cpu_frames, cpu_round, cpu_shuffle, cpu_solve, cpu_tile
 from trajkit.kernels.cpu_bits import TILE, flat, layout_of, scratch_tile
 from trajkit.kernels.formats import Bits, Format, format_of
 from trajkit.kernels.sums import (
@@ -36,6 +36,7 @@ __all__ = [
     "fit_frames",
     "solve",
     "summarise",
+    "unshuffle",
 ]
 
 
@@ -61,6 +62,7 @@ def accumulate_frames(
         np.zeros(3 * cpu_tile.RUNS),
         words,
         work,
+        _pad(codes_TN, sums.size),
     )
 
 
@@ -106,6 +108,7 @@ def fit_frames(
         np.zeros(3 * cpu_tile.RUNS),
         scratch_tile(cpu_tile.WORD_ROWS, form.bits),
         scratch_tile(cpu_tile.FLOAT_ROWS, form.work),
+        _pad(codes_TN, n),
         scratch_tile(cpu_solve.ROWS, np.dtype(np.float64)),
         answer,
         bits_last,
@@ -153,6 +156,11 @@ def encode_frame(bits_N: Bits, prev_N: Bits, out_N: Bits) -> None:
     scratch = np.empty(TILE, dtype=out_N.dtype)
     top = 8 * out_N.itemsize - 1
     cpu_round.encode(flat(bits_N), flat(prev_N), _writable(out_N), scratch, top)
+
+
+def unshuffle(planes_N: Bits, block: int, out_N: Bits) -> None:
+    """Codes from bit planes."""
+    cpu_shuffle.unshuffle(flat(planes_N), block, _writable(out_N))
 
 
 def decode_frame(codes_N: Bits, prev_N: Bits, out_N: Bits) -> None:
@@ -301,6 +309,11 @@ def _new_answer(n: int) -> cpu_solve.Answer:
         np.empty(n, real),
         np.empty(n, real),
     )
+
+
+def _pad(codes_TN: Bits, n: int) -> Bits:
+    """Scratch for the frames of a last tile that is not whole, zeros."""
+    return np.zeros(len(codes_TN) * TILE if n % TILE else 0, dtype=codes_TN.dtype)
 
 
 def _stride(codes_TN: Bits) -> int:

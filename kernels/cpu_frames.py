@@ -27,7 +27,7 @@ from trajkit.kernels.cpu_bits import (
     Layout,
     compiled,
     inlined,
-    prefetch,
+    prefetch_tile,
     value_of,
     wide_vectors,
 )
@@ -71,15 +71,6 @@ class Window(NamedTuple):
     """u minus the u before, in the work dtype"""
     u_mean_G: NDArray[np.float64]
     """mean u of each batch"""
-
-
-@compiled
-def fetch_ahead(codes: Any, at: int) -> None:
-    """Ask for the codes of the next tile: rows lie too far apart for the processor to guess."""
-    inlined()
-    line = 64 // codes.itemsize
-    for j in range(at, min(at + TILE, len(codes)), line):
-        prefetch(codes, j)
 
 
 @compiled
@@ -214,7 +205,8 @@ def _sum_batch(
     k, busy = np.int64(0), start > stop
     for t in range(start, stop):
         at = np.uint64(t * stride + column)
-        fetch_ahead(codes, t * stride + column + TILE)
+        # rows lie too far apart for the processor to guess what comes next
+        prefetch_tile(codes, t * stride + column + TILE)
         # a tile that just changed will mostly change again: then it is looked at now and then
         busy = (busy and t % LOOK != 0) or _is_changed(codes, at, window.is_key_T[t], src, words)
         if not busy:
@@ -237,23 +229,14 @@ def _sum_batch(
 
 
 @compiled
-def _pad(codes: Any, stride: int, column: int, n: int, frames: int) -> Any:
-    """The codes of a last, shorter tile, in rows of a whole one: loops run over whole tiles."""
-    padded = np.zeros(frames * TILE, dtype=codes.dtype)
-    for t in range(frames):
-        for i in range(n):
-            padded[t * TILE + i] = codes[t * stride + column + i]
-    return padded
-
-
-@compiled
 def accumulate_tile(
     codes: Any, stride: int, column: int, lo: int, n: int, fresh: bool, window: Window,
-    layout: Layout, state: State, runs: Any, words: Any, work: Any,
+    layout: Layout, state: State, runs: Any, words: Any, work: Any, pad: Any,
 ) -> None:  # fmt: skip
     """All frames of a call, for the elements lo .. lo + n - 1 of the state (n <= TILE).
 
-    Their codes begin at ``codes[t * stride + column]``.
+    Their codes begin at ``codes[t * stride + column]``. Loops run over whole tiles: the codes of a
+    shorter one are brought to ``pad`` first, scratch of a tile a frame.
     """
     wide_vectors()
     word, real = words.dtype.type, work.dtype.type
@@ -262,8 +245,10 @@ def accumulate_tile(
         tiny, huge = real(0.0), real(1e300)
     frames, hi = len(window.is_key_T), lo + n
     if n < TILE:
-        codes = _pad(codes, stride, column, n, frames)
-        stride, column = np.int64(TILE), np.int64(0)
+        for t in range(frames):
+            for i in range(n):
+                pad[t * TILE + i] = codes[t * stride + column + i]
+        codes, stride, column = pad, np.int64(TILE), np.int64(0)
     begin(codes[column : column + n], fresh, lo, hi, layout, state, words, work)
     unsure, src = n > 0, np.int64(RAW)
     for start in range(0, frames, BATCH):
@@ -293,12 +278,12 @@ def accumulate_tile(
 @compiled
 def accumulate(
     codes: Any, stride: int, n: int, fresh: bool, window: Window, layout: Layout, state: State,
-    runs: Any, words: Any, work: Any,
+    runs: Any, words: Any, work: Any, pad: Any,
 ) -> None:  # fmt: skip
     """All frames of a call, for all N elements."""
     wide_vectors()
     for lo in range(0, n, TILE):
         size = min(TILE, n - lo)
         accumulate_tile(
-            codes, stride, lo, lo, size, fresh, window, layout, state, runs, words, work
+            codes, stride, lo, lo, size, fresh, window, layout, state, runs, words, work, pad
         )

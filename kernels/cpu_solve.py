@@ -205,7 +205,7 @@ def solve(
 @compiled
 def fit(
     codes: Any, stride: int, n: int, window: Any, design: Design, layout: Layout, state: State,
-    runs: Any, words: Any, work: Any, tile: Any, answer: Answer, bits_last: Any,
+    runs: Any, words: Any, work: Any, pad: Any, tile: Any, answer: Answer, bits_last: Any,
 ) -> None:  # fmt: skip
     """Accumulate and solve tile by tile; ``state`` is scratch for one tile."""
     wide_vectors()
@@ -214,10 +214,11 @@ def fit(
         size = min(TILE, n - lo)
         fresh = size > 0
         accumulate_tile(
-            codes, stride, lo, top, size, fresh, window, layout, state, runs, words, work
+            codes, stride, lo, top, size, fresh, window, layout, state, runs, words, work, pad
         )
         _gather(top, size, design, layout, state, tile)
-        bits_last[lo : lo + size] = state.bits_last[:size]
+        for i in range(size):
+            bits_last[lo + i] = state.bits_last[i]
         _gather_last(top, size, layout, state, words, tile)
         _solve_tile(design, layout, tile)
         _scatter(lo, size, tile, answer)

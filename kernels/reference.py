@@ -49,6 +49,19 @@ def decode_frame(codes_N: Bits, prev_N: Bits, out_N: Bits) -> None:
     out_N[...] = prev_N + ((codes_N >> word(1)) ^ (word(0) - (codes_N & word(1))))
 
 
+def unshuffle(planes_N: Bits, block: int, out_N: Bits) -> None:
+    """Write the codes of bit planes, block by block of B elements.
+
+    Plane p holds bit p of every element of a block, in B / 8 bytes: bit p of element i is bit
+    i % 8 of byte p B / 8 + i // 8 (c-blosc 1, bitshuffle; codes are little-endian).
+    """
+    width = 8 * planes_N.itemsize
+    octets = planes_N.view(np.uint8).reshape(-1, width, block // 8)
+    bits = np.unpackbits(octets, axis=2, bitorder="little")
+    codes = np.packbits(bits.transpose(0, 2, 1), axis=2, bitorder="little")
+    out_N[...] = codes.reshape(-1).view(planes_N.dtype)
+
+
 def accumulate_frames(
     codes_TN: Bits, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any], sums: Sums
 ) -> None:
