@@ -4,6 +4,7 @@
     fit_frames                               the same in one call, with no state left behind
     summarise                                counts, moments and histograms of a solution
     encode_frame, decode_frame, unshuffle    the store's frame coding
+    read_plain, read_blosc_rows              chunks from files, checked and decompressed
     extrapolate_line, extrapolate_pair       new checkpoints, rounded once
 
 Backends: "reference" (numpy, float64, slow), "cpu" (numba), "cuda" (Triton, torch tensors on the
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trajkit.kernels import sums as _sums
+from trajkit.kernels.calls import Calls
 from trajkit.kernels.flags import (
     FLAG_BELOW_HALF_ULP,
     FLAG_BELOW_THRESHOLD,
@@ -42,6 +44,7 @@ __all__ = [
     "FLAG_STATIC",
     "FORMATS",
     "HELD_FLAGS",
+    "Calls",
     "Solution",
     "Stats",
     "Sums",
@@ -55,6 +58,8 @@ __all__ = [
     "merge_sums",
     "new_stats",
     "new_sums",
+    "read_blosc_rows",
+    "read_plain",
     "solve",
     "span_units",
     "summarise",
@@ -298,6 +303,57 @@ def can_unshuffle(block: int, n: int) -> bool:
     (True, False, False)
     """
     return block > 0 and block % SHUFFLE_MULTIPLE == 0 and n % block == 0
+
+
+def read_plain(calls: Calls, fd: int, offset: int, out: Array, crc: Array) -> bool:
+    """Fill an array from a file's bytes, which their crc32c follows, without holding the GIL.
+
+    Args:
+        calls: what it is done with.
+        fd: a descriptor open for reading.
+        offset: bytes before them in the file.
+        out: uint8 [N], written.
+        crc: uint8 [4], scratch.
+
+    Returns:
+        Whether all went well; if not, ``out`` is not to be used.
+    """
+    done: bool = _backend("cpu").read_plain(calls, fd, offset, out, crc)
+    return done
+
+
+def read_blosc_rows(
+    calls: Calls,
+    fds_T: NDArray[np.int64],
+    places_T2: NDArray[Any],
+    coded: Array,
+    planes: Array,
+    out_TN: Array,
+) -> int:
+    """Fill rows from one chunk of a file each, blosc's bytes and their crc32c, without the GIL.
+
+    Args:
+        calls: what it is done with.
+        fds_T: descriptors open for reading, int64 [T].
+        places_T2: offset and bytes of each chunk, integers [T, 2].
+        coded: uint8, scratch, as long as the longest chunk.
+        planes: unsigned [N], scratch.
+        out_TN: unsigned [T, N], contiguous, written.
+
+    Returns:
+        How many rows were filled, up to the first that is not as it should be (T if all are); the
+        rows from there on are not to be used.
+
+    Raises:
+        ValueError: rows, scratch and places that do not fit together.
+    """
+    n_frames, width = out_TN.shape
+    if not out_TN.flags.c_contiguous or len(planes) < width or planes.dtype != out_TN.dtype:
+        raise ValueError("rows must be contiguous, and scratch planes like one of them")
+    if fds_T.shape != (n_frames,) or places_T2.shape != (n_frames, 2):
+        raise ValueError(f"{n_frames} rows from {len(fds_T)} files and {len(places_T2)} places")
+    done: int = _backend("cpu").read_blosc_rows(calls, fds_T, places_T2, coded, planes, out_TN)
+    return done
 
 
 def extrapolate_line(

@@ -13,15 +13,27 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels import cpu_extrapolate, cpu_frames, cpu_round, cpu_shuffle, cpu_solve, cpu_tile
+from trajkit.kernels import (
+    cpu_extrapolate,
+    cpu_frames,
+    cpu_read,
+    cpu_round,
+    cpu_shuffle,
+    cpu_solve,
+    cpu_stats,
+    cpu_tile,
+)
+from trajkit.kernels.calls import Calls
 from trajkit.kernels.cpu_bits import TILE, flat, layout_of, scratch_tile
 from trajkit.kernels.formats import Bits, Format, format_of
 from trajkit.kernels.sums import (
+    DRIFT_T_BINS,
+    DW_BINS,
+    ULPS_BINS,
     Solution,
     Stats,
     Sums,
     mix_seed,
-    new_stats,
     new_sums,
     span_units,
     take_steps,
@@ -34,6 +46,8 @@ __all__ = [
     "extrapolate_line",
     "extrapolate_pair",
     "fit_frames",
+    "read_blosc_rows",
+    "read_plain",
     "solve",
     "summarise",
     "unshuffle",
@@ -118,8 +132,11 @@ def fit_frames(
 
 def summarise(solution: Solution, threshold: float, steps_window: float, dtype: str) -> Stats:
     """Counts, moments and histograms of a solution."""
-    stats = new_stats(threshold, steps_window)
     counts, moments = np.zeros(10, dtype=np.int64), np.zeros(6)
+    hist_rsq = np.zeros(2 * cpu_stats.KEPT, dtype=np.int64)
+    hist_dw = np.zeros(DW_BINS + 1, dtype=np.int64)
+    hist_drift_t = np.zeros(DRIFT_T_BINS + 1, dtype=np.int64)
+    hist_ulps = np.zeros(ULPS_BINS + 1, dtype=np.int64)
     fields = (
         solution.slope,
         solution.mean,
@@ -128,25 +145,21 @@ def summarise(solution: Solution, threshold: float, steps_window: float, dtype: 
         solution.dw,
         solution.drift_t,
     )
-    cpu_solve.summarise(
+    cpu_stats.summarise(
         cpu_solve.Answer(*map(flat, fields)),
         np.float32(threshold),
         layout_of(format_of(dtype)),
         counts,
         moments,
-        stats.hist_rsq,
-        stats.hist_rsq_kept,
-        stats.hist_dw,
-        stats.hist_drift_t,
-        stats.hist_ulps,
+        hist_rsq,
+        hist_dw,
+        hist_drift_t,
+        hist_ulps,
+        scratch_tile(cpu_stats.ROWS, np.dtype(np.int32)),
     )
-    hists: Any = (
-        stats.hist_rsq,
-        stats.hist_rsq_kept,
-        stats.hist_dw,
-        stats.hist_drift_t,
-        stats.hist_ulps,
-    )
+    hist_rest, hist_kept = (part[:-1] for part in hist_rsq.reshape(2, cpu_stats.KEPT))
+    hists = [hist_rest + hist_kept, hist_kept, hist_dw[:-1], hist_drift_t[:-1]]
+    hists.append(hist_ulps[:-1])
     numbers: list[Any] = [*counts.tolist(), *moments.tolist(), *hists]
     return Stats(threshold, steps_window, *numbers)
 
@@ -161,6 +174,36 @@ def encode_frame(bits_N: Bits, prev_N: Bits, out_N: Bits) -> None:
 def unshuffle(planes_N: Bits, block: int, out_N: Bits) -> None:
     """Codes from bit planes."""
     cpu_shuffle.unshuffle(flat(planes_N), block, _writable(out_N))
+
+
+def read_plain(calls: Calls, fd: int, offset: int, out: Bits, crc: Bits) -> bool:
+    """One chunk that is its bytes and their crc32c."""
+    return bool(cpu_read.read_plain(calls, fd, offset, _writable(out), flat(crc)))
+
+
+def read_blosc_rows(
+    calls: Calls,
+    fds_T: NDArray[np.int64],
+    places_T2: NDArray[Any],
+    coded: Bits,
+    planes: Bits,
+    out_TN: Bits,
+) -> int:
+    """Chunks of blosc's, up to the first that is not as it should be."""
+    offsets_T, sizes_T = (np.ascontiguousarray(places_T2[:, i], np.int64) for i in (0, 1))
+    out, width = _writable(out_TN.reshape(-1)), out_TN.shape[1]
+    return int(
+        cpu_read.read_blosc_rows(
+            calls,
+            flat(fds_T),
+            flat(offsets_T),
+            flat(sizes_T),
+            flat(coded),
+            flat(planes),
+            out,
+            width,
+        )
+    )
 
 
 def decode_frame(codes_N: Bits, prev_N: Bits, out_N: Bits) -> None:

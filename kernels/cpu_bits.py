@@ -49,6 +49,11 @@ def compiled_fused(function: Function) -> Function:
     return _kept(numba.njit(**_OPTIONS, fastmath={"contract"})(function))
 
 
+def compiled_reordered(function: Function) -> Function:
+    """As :func:`compiled`, but sums may be added up in any order: for reductions to one number."""
+    return _kept(numba.njit(**_OPTIONS, fastmath={"reassoc", "nsz"})(function))
+
+
 def _kept(dispatcher: Any) -> Any:
     """The dispatcher with a cache; what it does for ``cache=True``."""
     dispatcher._cache = _Cache(dispatcher.py_func)

@@ -1,4 +1,4 @@
-"""The compiled solution of the sums, and the statistics of a solution; reference.py says what.
+"""The compiled solution of the sums; reference.py says what.
 
 Axis letters: N elements. Final arithmetic in float64, in tiles of TILE elements.
 """
@@ -27,12 +27,7 @@ from trajkit.kernels.flags import (
     FLAG_STATIC,
 )
 from trajkit.kernels.sums import (
-    DRIFT_T_BINS,
-    DW_BINS,
     RESIDUAL_FLOOR,
-    RSQ_BINS,
-    ULPS_BINS,
-    ULPS_STEPS,
 )
 
 # Rows of the scratch tile of float64, in units of TILE. Outputs take the place of inputs.
@@ -222,68 +217,3 @@ def fit(
         _gather_last(top, size, layout, state, words, tile)
         _solve_tile(design, layout, tile)
         _scatter(lo, size, tile, answer)
-
-
-@compiled
-def _bin(position: float, bins: int) -> int:
-    """The bin of a position counted in bins; beyond the ends, the end bins."""
-    return int(min(max(position, 0.0), bins - 1.0))
-
-
-@compiled
-def summarise(
-    answer: Answer, threshold: Any, layout: Layout, counts: Any, moments: Any, hist_rsq: Any,
-    hist_rsq_kept: Any, hist_dw: Any, hist_drift_t: Any, hist_ulps: Any,
-) -> None:  # fmt: skip
-    """One pass over a solution; adds to ``counts`` [10], ``moments`` [6] and the histograms."""
-    lowest = max(layout.e_min, -1022 + layout.mantissa) + 1023
-    static = invalid = fitted = above = few = small = below = kept = kept_above = 0
-    rsq_sum = rsq_sumsq = slope_sum = slope_sumsq = mean_sum = slope_max = 0.0
-    for i in range(len(answer.rsq)):
-        flags = np.int64(answer.flags[i])
-        is_few, is_small = flags & FLAG_FEW_DISTINCT != 0, flags & FLAG_SMALL_RANGE != 0
-        moving = flags & (FLAG_STATIC | FLAG_INVALID) == 0
-        static += flags & FLAG_STATIC != 0
-        invalid += flags & FLAG_INVALID != 0
-        few += moving & is_few
-        small += moving & is_small
-        below += moving & (flags & FLAG_BELOW_HALF_ULP != 0)
-        if not np.isfinite(answer.rsq[i]):
-            continue
-        is_above = answer.rsq[i] > threshold
-        is_kept = not (is_few | is_small)
-        fitted += 1
-        above += is_above
-        kept += is_kept
-        kept_above += is_kept & is_above
-        rsq, slope = np.float64(answer.rsq[i]), abs(np.float64(answer.slope[i]))
-        mean = abs(np.float64(answer.mean[i]))
-        rsq_sum += rsq
-        rsq_sumsq += rsq * rsq
-        slope_sum += slope
-        slope_sumsq += slope * slope
-        mean_sum += mean
-        slope_max = max(slope_max, slope)
-        bin_ = _bin(rsq * RSQ_BINS, RSQ_BINS)
-        hist_rsq[bin_] += 1
-        hist_rsq_kept[bin_] += is_kept
-        dw, drift_t = np.float64(answer.dw[i]), np.float64(answer.drift_t[i])
-        if not np.isnan(dw):
-            hist_dw[_bin(dw * (DW_BINS / 4), DW_BINS)] += 1
-        if not np.isnan(drift_t):
-            hist_drift_t[_bin((drift_t + 20.0) * (DRIFT_T_BINS / 40), DRIFT_T_BINS)] += 1
-        # floor(2 log2 m) of m = slope * steps / ulp, a bin being half a unit, from m's exponent
-        # and from whether its significand reaches sqrt(2)
-        field = max(np.int64(as_word(mean) >> np.uint64(52)), lowest) - layout.mantissa
-        moved = slope * ULPS_STEPS / as_float(np.uint64(np.uint64(field) << np.uint64(52)))
-        raw = as_word(moved)
-        half = np.int64((raw & np.uint64(0xFFFFFFFFFFFFF)) > np.uint64(0x6A09E667F3BCC))
-        halves = 2 * (np.int64(raw >> np.uint64(52)) - 1023) + half
-        hist_ulps[min(max(halves + ULPS_BINS // 2, 0), ULPS_BINS - 1)] += 1
-    for k, count in enumerate(
-        (len(answer.rsq), static, invalid, fitted, above, few, small, below, kept, kept_above)
-    ):
-        counts[k] += count
-    for k, total in enumerate((rsq_sum, rsq_sumsq, slope_sum, slope_sumsq, mean_sum)):
-        moments[k] += total
-    moments[5] = max(moments[5], slope_max)

@@ -7,17 +7,12 @@ the table): ``zstd`` is small, ``lz4`` is fast, ``pcodec`` is smallest and slow.
 Blosc's own choice for zstd and lz4 is blocks of 32 KiB. With 512 KiB, a whole chunk of bf16, zstd
 takes 0.6 to 0.7 of the time either way, and comes out 5 % smaller.
 
-The bit-shuffle is undone by :func:`trajkit.kernels.api.unshuffle`, three times as fast as blosc does
-it: blosc is told, by the flag in the header, that there is none.
-
 Decoding checks the crc32c first and raises :class:`FormatError`; damaged bytes are never returned.
 """
 
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import local
 from typing import Any, Protocol
 
 import google_crc32c
@@ -25,15 +20,12 @@ import numpy as np
 from numcodecs import blosc
 
 from trajkit.errors import FormatError, InvalidInput, Unsupported
-from trajkit.kernels import api as kernels
 
 blosc.use_threads = False
 """On the main thread blosc would use all cores, and put blocks in the order they come ready in."""
 
 _CRC_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
-_STORED, _BITSHUFFLED = 2, 4
-"""flags in a blosc header: as it was, neither shuffled nor compressed; shuffled by bits"""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -71,7 +63,7 @@ def _crc(body: bytes | Array) -> bytes:
     return struct.pack("<I", google_crc32c.value(body))
 
 
-def _check_crc(body: Array, crc: bytes | bytearray) -> None:
+def _check_crc(body: Array, crc: bytes) -> None:
     if crc != _crc(body):
         raise FormatError("checksum (crc32c) does not match: the bytes on disk are damaged")
 
@@ -101,17 +93,6 @@ class PlainCodec:
         _check_size(len(body), out)
         out.view(np.uint8)[:] = body
 
-    def read(self, fd: int, offset: int, n_bytes: int, out: Array) -> None:
-        """As :meth:`decode` of so many bytes of a file, but read to where they belong.
-
-        A chunk of a fit is 1 MiB; new memory for it, and a copy, would take longer than reading.
-        """
-        _check_size(n_bytes - _CRC_BYTES, out)
-        crc = bytearray(_CRC_BYTES)
-        if os.preadv(fd, [out.view(np.uint8).data, crc], offset) != n_bytes:
-            raise FormatError("the file ends before it does")
-        _check_crc(_read_only(out), crc)
-
     def metadata(self, itemsize: int) -> list[dict[str, Any]]:
         return [_bytes_codec(itemsize), {"name": "crc32c"}]
 
@@ -137,22 +118,14 @@ class BloscCodec:
         body = without_checksum(coded)
         if len(body) < _BLOSC_HEADER_BYTES:
             raise FormatError(f"a chunk of {len(body)} bytes is shorter than a blosc header")
-        n_bytes, block_bytes, coded_bytes = body[4:_BLOSC_HEADER_BYTES].view("<u4").tolist()
+        n_bytes, _, coded_bytes = body[4:_BLOSC_HEADER_BYTES].view("<u4").tolist()
         _check_size(n_bytes, out)
         if coded_bytes != len(body):  # blosc itself would read on beyond the end
             raise FormatError(f"a chunk of {len(body)} bytes claims to be {coded_bytes}")
-        block = block_bytes // out.itemsize
-        flags, itemsize = body[2:4].tolist()
-        in_planes = flags & (_BITSHUFFLED | _STORED) == _BITSHUFFLED and itemsize == out.itemsize
-        if not (in_planes and out.dtype.kind == "u" and kernels.can_unshuffle(block, len(out))):
-            _decompress(body, out)
-            return
-        as_planes = _scratch("coded", len(body), np.dtype(np.uint8))
-        as_planes[:] = body
-        as_planes[2] = flags & ~_BITSHUFFLED
-        planes = _scratch("planes", len(out), out.dtype)
-        _decompress(as_planes, planes)
-        kernels.unshuffle(planes, block, out)
+        try:
+            blosc.decompress(body, out)
+        except (RuntimeError, ValueError) as error:
+            raise FormatError(f"blosc cannot decompress the chunk: {error}") from error
 
     def metadata(self, itemsize: int) -> list[dict[str, Any]]:
         blosc_codec = {
@@ -193,25 +166,6 @@ class PcodecCodec:
         del itemsize  # pcodec writes the element type into its own header
         pcodec = {"name": "numcodecs.pcodec", "configuration": {"level": self.level}}
         return [pcodec, {"name": "crc32c"}]
-
-
-_mine = local()
-
-
-def _scratch(name: str, n: int, dtype: np.dtype[Any]) -> Array:
-    """The calling thread's own memory of that name, kept from chunk to chunk."""
-    buffers: dict[str, Array] = vars(_mine)
-    n_bytes = n * dtype.itemsize
-    if name not in buffers or buffers[name].nbytes < n_bytes:
-        buffers[name] = np.empty(n_bytes, np.uint8)
-    return buffers[name][:n_bytes].view(dtype)
-
-
-def _decompress(body: Array, out: Array) -> None:
-    try:
-        blosc.decompress(body, out)
-    except (RuntimeError, ValueError) as error:
-        raise FormatError(f"blosc cannot decompress the chunk: {error}") from error
 
 
 def _pcodec() -> Any:

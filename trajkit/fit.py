@@ -43,6 +43,8 @@ DEFAULT_THRESHOLD = 0.7
 BATCH_FRAMES = 128
 """frames of a chunk decoded into memory at once, where the budget allows"""
 _SMALLEST_BATCH = 8
+_SCRATCH_ROWS = 2
+"""rows that reading needs: coded bytes, and bit planes"""
 KEEP_SUMS_FRAMES = 256
 """windows of so many checkpoints keep their sums: below, reading the frames again costs less"""
 _STATE_BYTES = 192
@@ -190,7 +192,8 @@ def plan_fit(vector: FlatVector, n_frames: int, budget: int) -> tuple[Plan, int]
     """
     batch = min(n_frames, BATCH_FRAMES)
     while True:
-        a_worker = vector.chunk * (batch * vector.dtype.itemsize + _STATE_BYTES)
+        rows = batch + _SCRATCH_ROWS
+        a_worker = vector.chunk * (rows * vector.dtype.itemsize + _STATE_BYTES)
         try:
             plan = plan_workers("fit", count_workers(), a_worker, budget)
         except OverBudget:

@@ -26,7 +26,7 @@ from trajkit.layout import FlatVector, Plan, TensorInfo
 from trajkit.parallel import map_in_order
 from trajkit.progress import Advanced, Progress
 from trajkit.store import Store
-from trajkit.zarrays import RowWriter, ZArray
+from trajkit.zarrays import ChunkReader, RowWriter, ZArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ class VectorJob:
         self.digests: dict[str, str] = {}
         """of each array written, by its path in the fit's folder"""
         self._arrays: dict[str, ZArray] = {}
+        self._reader = ChunkReader(store.frames[self.dtype])
         self._mine = local()
 
     def run(self, part: Path, plan: Plan, progress: Progress) -> Iterator[tuple[TensorInfo, Stats]]:
@@ -120,6 +121,7 @@ class VectorJob:
         self._arrays = arrays
         with ExitStack() as stack:
             writers = {n: stack.enter_context(RowWriter(a)) for n, a in arrays.items()}
+            self._reader = stack.enter_context(ChunkReader(self.store.frames[self.dtype]))
             pool = stack.enter_context(ThreadPoolExecutor(plan.workers))
             chunks = range(self.vector.n_chunks)
             for k, done in map_in_order(pool, self._fit_chunk, chunks, plan.workers + 1):
@@ -198,13 +200,13 @@ class VectorJob:
     def _read_batch(self, codes_TN: Array, k: int, begin: int, end: int) -> Array:
         """Read the codes of frames [begin, end) and say which are keys; the window's first is."""
         is_key = np.array([self.store.is_key(t) for t in range(begin, end)])
-        for row, t in enumerate(range(begin, end)):
-            if t == self.window.first and not is_key[row]:
-                scratch = np.empty(self.vector.chunk, self.vector.dtype.bits)
-                self.store.read_bits(self.dtype, t, k, codes_TN[row], scratch)
-                is_key[row] = True
-            else:
-                self.store.read_codes(self.dtype, t, k, codes_TN[row])
+        codes_TN = codes_TN[: end - begin]
+        if begin == self.window.first and not is_key[0]:
+            scratch = np.empty(self.vector.chunk, self.vector.dtype.bits)
+            self.store.read_bits(self.dtype, begin, k, codes_TN[0], scratch)
+            is_key[0] = True
+            codes_TN, begin = codes_TN[1:], begin + 1
+        self.store.read_code_rows(self._reader, range(begin, end), k, codes_TN)
         return is_key
 
     def _read_sums(self, prior: Fit, k: int, n: int) -> Sums:

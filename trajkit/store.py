@@ -31,7 +31,7 @@ from trajkit.dtypes import DTYPES
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
 from trajkit.kernels import api as kernels
 from trajkit.layout import FlatVector, TensorInfo, tensors_of
-from trajkit.zarrays import ZArray, canonical_json, group_document
+from trajkit.zarrays import ChunkReader, ZArray, canonical_json, group_document
 
 FORMAT = "trajkit"
 VERSION = 1
@@ -238,16 +238,28 @@ class Store:
         except FormatError as error:
             raise FormatError(f"{error}; {self.describe_chunk(dtype, t, k)}") from error
 
+    def read_code_rows(self, reader: ChunkReader, frames: range, k: int, out_TN: Array) -> None:
+        """Fill ``out_TN`` (unsigned [T, C]) with the codes of chunk ``k`` of some frames.
+
+        ``reader`` is one of ``self.frames``, open. Raises as :meth:`read_codes`.
+        """
+        try:
+            reader.read_rows(frames, k, out_TN)
+        except FormatError:  # once more, one by one, to say which step it is
+            for t, out in zip(frames, out_TN, strict=True):
+                self.read_codes(reader.array.path.name, t, k, out)
+
     def read_bits(self, dtype: str, t: int, k: int, out: Array, scratch: Array) -> None:
         """Fill ``out`` (unsigned [C]) with the bits of chunk ``k`` at frame ``t``.
 
         Decodes from the last key frame on, at most K - 1 deltas; ``scratch`` is sized as ``out``.
         """
         key = t - t % self.commit.keyframes
-        self.read_codes(dtype, key, k, out)
-        for later in range(key + 1, t + 1):
-            self.read_codes(dtype, later, k, scratch)
-            kernels.decode_frame(scratch, out, out)
+        with ChunkReader(self.frames[dtype]) as reader:
+            self.read_code_rows(reader, range(key, key + 1), k, out.reshape(1, -1))
+            for later in range(key + 1, t + 1):
+                self.read_code_rows(reader, range(later, later + 1), k, scratch.reshape(1, -1))
+                kernels.decode_frame(scratch, out, out)
 
     def describe_chunk(self, dtype: str, t: int, k: int) -> str:
         """Which step and which tensors a chunk belongs to, for messages."""

@@ -15,7 +15,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -25,11 +25,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from trajkit.codecs import Array, Codec, PlainCodec, with_checksum, without_checksum
+from trajkit.codecs import Array, Codec, with_checksum, without_checksum
 from trajkit.errors import FormatError, StorageError, TrajkitError
+from trajkit.native import read_rows
 
 SHARD_CHUNKS = 1024
 """chunks a shard file at most (512 MiB of bf16), so that a frame is a handful of files"""
+
+KEPT_OPEN = 256
+"""shard files a reader keeps open at most: a process may open 1,024 files, mostly"""
 
 _INDEX_ENTRY_BYTES = 16
 _MISSING = 2**64 - 1
@@ -213,10 +217,7 @@ class ZArray:
             try:
                 if offset + n_bytes > os.fstat(fd).st_size:  # also: marked as missing
                     raise FormatError("the file ends before it does")
-                if isinstance(self.codec, PlainCodec):
-                    self.codec.read(fd, offset, n_bytes, out)
-                else:
-                    self.codec.decode(os.pread(fd, n_bytes, offset), out)
+                self.codec.decode(os.pread(fd, n_bytes, offset), out)
             except FormatError as error:
                 raise FormatError(f"{path}: chunk {k}: {error}") from error
 
@@ -285,21 +286,85 @@ class ZArray:
         return index
 
 
+class ChunkReader:
+    """Reads chunks of one array, as :meth:`ZArray.read_chunk` does but in compiled code.
+
+    Keeps up to ``KEPT_OPEN`` shard files open; use it in a ``with`` block. Safe to call from many
+    threads at once.
+    """
+
+    def __init__(self, array: ZArray) -> None:
+        self.array = array
+        self._open: dict[tuple[int, int], int] = {}
+        self._lock = Lock()
+
+    def __enter__(self) -> "ChunkReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def read(self, k: int, out: Array, row: int = 0) -> None:
+        """Fill ``out`` [C] with chunk ``k`` of a row; raises as :meth:`ZArray.read_chunk`."""
+        self.read_rows(range(row, row + 1), k, out.reshape(1, -1))
+
+    def read_rows(self, rows: range, k: int, out_TN: Array) -> None:
+        """Fill ``out_TN`` [T, C], contiguous, with chunk ``k`` of T rows; raises likewise."""
+        s, inner = divmod(k, self.array.shard_chunks)
+        with ExitStack() as stack:
+            fds = [self._descriptor(row, s, stack) for row in rows]
+            places_T2 = np.empty((len(fds), 2), np.int64)
+            for t, (row, fd) in enumerate(zip(rows, fds, strict=True)):
+                path = self.array._shard_path(row, s)
+                places_T2[t] = self.array._index(fd, path, row, s)[inner].view(np.int64)
+            done = 0
+            while done < len(fds):
+                done += read_rows(self.array.codec, fds[done:], places_T2[done:], out_TN[done:])
+                if done < len(fds):  # it says what is wrong, if anything is
+                    self.array.read_chunk(rows[done], k, out_TN[done])
+                    done += 1
+
+    def _descriptor(self, row: int, s: int, stack: ExitStack) -> int:
+        """A descriptor of a shard file: kept open, or until the stack is left."""
+        fd = self._open.get((row, s))
+        if fd is not None:
+            return fd
+        with self._lock:
+            fd = self._open.get((row, s))
+            if fd is not None:
+                return fd
+            path = self.array._shard_path(row, s)
+            if len(self._open) >= KEPT_OPEN:
+                return stack.enter_context(_reading(path))
+            with _refusals(path):
+                fd = os.open(path, os.O_RDONLY)
+            self._open[row, s] = fd
+            return fd
+
+
 @contextmanager
-def _reading(path: str) -> Iterator[int]:
-    """A descriptor of a shard file to read from; what the system refuses becomes one line."""
+def _refusals(path: str) -> Iterator[None]:
+    """What the system refuses about a shard file becomes one line."""
     try:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        yield
     except (FileNotFoundError, NotADirectoryError):
         raise FormatError(f"{path}: missing from the store") from None
     except OSError as error:
         if isinstance(error, TrajkitError):
             raise
         raise StorageError(f"{path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[int]:
+    """A descriptor of a shard file to read from; what the system refuses becomes one line."""
+    with _refusals(path):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 WRITE_BACK_BYTES = 1 << 22
