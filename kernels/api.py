@@ -4,7 +4,7 @@
     fit_frames                               the same in one call, with no state left behind
     summarise                                counts, moments and histograms of a solution
     encode_frame, decode_frame, unshuffle    the store's frame coding
-    read_plain, read_blosc_rows              chunks from files, checked and decompressed
+    read_rows                                chunks from files, checked and decompressed
     extrapolate_line, extrapolate_pair       new checkpoints, rounded once
 
 Backends: "reference" (numpy, float64, slow), "cpu" (numba), "cuda" (Triton, torch tensors on the
@@ -58,8 +58,7 @@ __all__ = [
     "merge_sums",
     "new_stats",
     "new_sums",
-    "read_blosc_rows",
-    "read_plain",
+    "read_rows",
     "solve",
     "span_units",
     "summarise",
@@ -305,40 +304,22 @@ def can_unshuffle(block: int, n: int) -> bool:
     return block > 0 and block % SHUFFLE_MULTIPLE == 0 and n % block == 0
 
 
-def read_plain(calls: Calls, fd: int, offset: int, out: Array, crc: Array) -> bool:
-    """Fill an array from a file's bytes, which their crc32c follows, without holding the GIL.
-
-    Args:
-        calls: what it is done with.
-        fd: a descriptor open for reading.
-        offset: bytes before them in the file.
-        out: uint8 [N], written.
-        crc: uint8 [4], scratch.
-
-    Returns:
-        Whether all went well; if not, ``out`` is not to be used.
-    """
-    done: bool = _backend("cpu").read_plain(calls, fd, offset, out, crc)
-    return done
-
-
-def read_blosc_rows(
+def read_rows(
     calls: Calls,
     fds_T: NDArray[np.int64],
     places_T2: NDArray[Any],
-    coded: Array,
-    planes: Array,
+    scratch: tuple[Array, Array] | None,
     out_TN: Array,
 ) -> int:
-    """Fill rows from one chunk of a file each, blosc's bytes and their crc32c, without the GIL.
+    """Fill rows from one chunk of a file each, its crc32c checked, without holding the GIL.
 
     Args:
         calls: what it is done with.
         fds_T: descriptors open for reading, int64 [T].
         places_T2: offset and bytes of each chunk, integers [T, 2].
-        coded: uint8, scratch, as long as the longest chunk.
-        planes: unsigned [N], scratch.
-        out_TN: unsigned [T, N], contiguous, written.
+        scratch: for chunks that blosc has coded: uint8 as long as the longest chunk (a longer
+            one is not read), and one row like ``out_TN``'s; None for chunks that are plain bytes.
+        out_TN: [T, N], contiguous, written; unsigned where blosc has coded it.
 
     Returns:
         How many rows were filled, up to the first that is not as it should be (T if all are); the
@@ -347,12 +328,14 @@ def read_blosc_rows(
     Raises:
         ValueError: rows, scratch and places that do not fit together.
     """
-    n_frames, width = out_TN.shape
-    if not out_TN.flags.c_contiguous or len(planes) < width or planes.dtype != out_TN.dtype:
-        raise ValueError("rows must be contiguous, and scratch planes like one of them")
-    if fds_T.shape != (n_frames,) or places_T2.shape != (n_frames, 2):
-        raise ValueError(f"{n_frames} rows from {len(fds_T)} files and {len(places_T2)} places")
-    done: int = _backend("cpu").read_blosc_rows(calls, fds_T, places_T2, coded, planes, out_TN)
+    n_rows, width = out_TN.shape
+    if not out_TN.flags.c_contiguous:
+        raise ValueError("rows must lie end to end")
+    if fds_T.shape != (n_rows,) or places_T2.shape != (n_rows, 2):
+        raise ValueError(f"{n_rows} rows from {len(fds_T)} files and {len(places_T2)} places")
+    if scratch is not None and (len(scratch[1]) < width or scratch[1].dtype != out_TN.dtype):
+        raise ValueError("the second scratch must be like a row")
+    done: int = _backend("cpu").read_rows(calls, fds_T, places_T2, scratch, out_TN)
     return done
 
 

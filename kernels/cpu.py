@@ -46,8 +46,7 @@ __all__ = [
     "extrapolate_line",
     "extrapolate_pair",
     "fit_frames",
-    "read_blosc_rows",
-    "read_plain",
+    "read_rows",
     "solve",
     "summarise",
     "unshuffle",
@@ -176,34 +175,25 @@ def unshuffle(planes_N: Bits, block: int, out_N: Bits) -> None:
     cpu_shuffle.unshuffle(flat(planes_N), block, _writable(out_N))
 
 
-def read_plain(calls: Calls, fd: int, offset: int, out: Bits, crc: Bits) -> bool:
-    """One chunk that is its bytes and their crc32c."""
-    return bool(cpu_read.read_plain(calls, fd, offset, _writable(out), flat(crc)))
-
-
-def read_blosc_rows(
+def read_rows(
     calls: Calls,
     fds_T: NDArray[np.int64],
     places_T2: NDArray[Any],
-    coded: Bits,
-    planes: Bits,
+    scratch: tuple[Bits, Bits] | None,
     out_TN: Bits,
 ) -> int:
-    """Chunks of blosc's, up to the first that is not as it should be."""
+    """One chunk a row, up to the first that is not as it should be."""
     offsets_T, sizes_T = (np.ascontiguousarray(places_T2[:, i], np.int64) for i in (0, 1))
+    files = flat(fds_T), flat(offsets_T), flat(sizes_T)
     out, width = _writable(out_TN.reshape(-1)), out_TN.shape[1]
-    return int(
-        cpu_read.read_blosc_rows(
-            calls,
-            flat(fds_T),
-            flat(offsets_T),
-            flat(sizes_T),
-            flat(coded),
-            flat(planes),
-            out,
-            width,
+    if scratch is None:
+        crc = np.empty(cpu_read.CRC_BYTES, np.uint8)
+        row_bytes = width * out.itemsize
+        return int(
+            cpu_read.read_plain_rows(calls, *files, crc, flat(out.view(np.uint8)), row_bytes)
         )
-    )
+    coded, planes = scratch
+    return int(cpu_read.read_blosc_rows(calls, *files, flat(coded), flat(planes), out, width))
 
 
 def decode_frame(codes_N: Bits, prev_N: Bits, out_N: Bits) -> None:

@@ -95,10 +95,10 @@ def _word(octets: Any, at: int) -> int:
 
 
 @compiled
-def read_plain(calls: Calls, fd: int, offset: int, out: Any, crc: Any) -> bool:
-    """Fill ``out`` (uint8) with bytes that are followed by their crc32c; ``crc``: 4 bytes."""
+def _read_plain(calls: Calls, fd: int, offset: int, n_coded: int, crc: Any, out: Any) -> bool:
+    """Fill ``out`` (uint8) with a chunk: its bytes and their crc32c."""
     n_bytes = np.int64(len(out))
-    if _pread(calls.pread, fd, out, n_bytes, offset) != n_bytes:
+    if n_coded != n_bytes + CRC_BYTES or _pread(calls.pread, fd, out, n_bytes, offset) != n_bytes:
         return False
     if _pread(calls.pread, fd, crc, np.int64(CRC_BYTES), offset + n_bytes) != CRC_BYTES:
         return False
@@ -140,5 +140,17 @@ def read_blosc_rows(
     for t in range(len(fds_T)):
         row = out[t * width : (t + 1) * width]
         if not _read_blosc(calls, fds_T[t], offsets_T[t], sizes_T[t], coded, planes, row):
+            return t
+    return len(fds_T)
+
+
+@compiled
+def read_plain_rows(
+    calls: Calls, fds_T: Any, offsets_T: Any, sizes_T: Any, crc: Any, out: Any, row_bytes: int
+) -> int:
+    """The same of chunks that are not compressed; ``out`` and ``crc`` (4 bytes) are uint8."""
+    for t in range(len(fds_T)):
+        row = out[t * row_bytes : (t + 1) * row_bytes]
+        if not _read_plain(calls, fds_T[t], offsets_T[t], sizes_T[t], crc, row):
             return t
     return len(fds_T)

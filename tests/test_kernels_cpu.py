@@ -5,8 +5,14 @@ after that in float64. A line over T frames is therefore off by at most about 64
 the size of its sums, whatever T.
 """
 
+import os
+import platform
+import shutil
+import subprocess
+import sys
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,3 +333,51 @@ def test_requests_that_cannot_be_met_raise() -> None:
         api.fit_frames(codes, ~is_key, steps, "bfloat16")
     with pytest.raises(ValueError, match="must increase"):
         api.fit_frames(codes, is_key, steps[::-1], "bfloat16")
+
+
+def test_code_is_compiled_again_when_a_file_it_calls_changes(tmp_path: Path) -> None:
+    """numba itself looks at a function's own file only, and went on with what it had."""
+    (tmp_path / "house").mkdir()
+    package = tmp_path / "house" / "trajkit"
+    shutil.copytree(Path(api.__file__).parent, package / "kernels")
+    (package / "__init__.py").write_text("")
+    code = "from trajkit.kernels.cpu_extra import outer; print(outer(1))"
+    (package / "kernels" / "cpu_extra.py").write_text(
+        "from trajkit.kernels.cpu_bits import compiled\n"
+        "from trajkit.kernels.cpu_inner import inner\n"
+        "@compiled\ndef outer(x):\n    return inner(x) + 1\n"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": str(tmp_path / "house"),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    for factor in (10, 20, 20):
+        (package / "kernels" / "cpu_inner.py").write_text(
+            "from trajkit.kernels.cpu_bits import compiled\n"
+            f"@compiled\ndef inner(x):\n    return {factor} * x\n"
+        )
+        command = [sys.executable, "-P", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert int(done.stdout) == factor + 1
+    kept = list((tmp_path / "cache").rglob("cpu_extra.outer*.nbc"))
+    assert len(kept) == 2  # one for each of the sources, and the third run compiled nothing
+
+
+@pytest.mark.parametrize("processor", ["generic", "haswell"])
+def test_bit_planes_on_processors_without_mask_registers(tmp_path: Path, processor: str) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("names of x86-64 processors")
+    code = (
+        "import numpy as np; from trajkit.kernels import api\n"
+        "planes = np.random.default_rng(0).integers(0, 2**16, 1024, np.uint16)\n"
+        "planes[600:] = 0\n"
+        "a, b = np.empty_like(planes), np.empty_like(planes)\n"
+        "api.unshuffle(planes, 512, a); api.unshuffle(planes, 512, b, backend='reference')\n"
+        "assert (a == b).all()"
+    )
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": processor,
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

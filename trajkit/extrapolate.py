@@ -22,13 +22,13 @@ import numpy as np
 import trajkit
 from trajkit.errors import AlreadyExists, InvalidInput, Mismatch
 from trajkit.estimators import DEFAULT_DAMPING, Counts, Estimator, check_options, is_pair
-from trajkit.extrapolate_chunks import ChunkJob
+from trajkit.extrapolate_chunks import ChunkJob, plan_chunks
 from trajkit.fit import choose_window, window_digest
 from trajkit.fits import DEFAULT_FIT, Fit, fit_names, read_fit
 from trajkit.lanes import choose_device
-from trajkit.layout import FlatVector, Plan, plan_workers
+from trajkit.layout import FlatVector, Plan
 from trajkit.modelcard import write_card
-from trajkit.parallel import count_workers, map_in_order
+from trajkit.parallel import map_in_order
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
 from trajkit.rules import COPIED, assign_rules, is_copied, parse_rule
 from trajkit.shards import FolderWriter, check_target
@@ -218,15 +218,15 @@ def extrapolate(
             for writer in writers:
                 writer.write_side_file(name, content)
         totals = [Counts()] * len(targets)
-        chunks, target_steps = job.chunks(), [t.step for t in targets]
+        chunks, target_steps = stack.enter_context(job.chunks()), [t.step for t in targets]
         pool = stack.enter_context(ThreadPoolExecutor(workers.workers))
         for vector in job.store.vectors.values():
 
-            def work(k: int, vector: FlatVector = vector) -> tuple[list[Counts], int]:
-                return chunks.run(vector, k, target_steps, writers)
+            def work(group: range, vector: FlatVector = vector) -> tuple[list[Counts], int]:
+                return chunks.run(vector, group, target_steps, writers)
 
             for _, (counts, done) in map_in_order(
-                pool, work, range(vector.n_chunks), 2 * workers.workers
+                pool, work, chunks.groups(vector), 2 * workers.workers
             ):
                 totals = [a + b for a, b in zip(totals, counts, strict=True)]
                 progress(Advanced(done))
@@ -347,6 +347,7 @@ class _Job:
             else template_like(Path(like), self.store, self.last)
         )
         self.rules = self._assign_rules()
+        self.group = 1
 
     def _find_fit(self, fit: str | Fit, needed: bool) -> Fit | None:
         if isinstance(fit, Fit):
@@ -381,8 +382,7 @@ class _Job:
         """What will be written, checked as far as it can be without writing."""
         targets = self._targets(steps, out)
         self._check_place(out, targets, force)
-        a_worker = self.chunks().bytes_a_worker()
-        workers = plan_workers("extrapolate", count_workers(), a_worker, parse_bytes(memory))
+        workers, self.group = plan_chunks(self.store.vectors, parse_bytes(memory))
         sizes = dict.fromkeys(("extrapolate", "hold", "copy"), 0)
         for name, rule in self.rules.items():
             sizes[rule] += self.store.tensors[name].size
@@ -465,9 +465,16 @@ class _Job:
         return found
 
     def chunks(self) -> ChunkJob:
-        """The work that is left for each chunk."""
+        """The work that is left for each chunk, once it is planned."""
         return ChunkJob(
-            self.store, self.fit, self.estimator, self.rules, self.first, self.last, self.device
+            self.store,
+            self.fit,
+            self.estimator,
+            self.rules,
+            self.first,
+            self.last,
+            self.device,
+            self.group,
         )
 
     def write_rest(self, writer: FolderWriter, target: Target) -> None:

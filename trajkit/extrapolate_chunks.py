@@ -1,28 +1,58 @@
-"""One chunk of the emitter's work: read the fit, evaluate every target, write the bits."""
+"""A few chunks of the emitter's work: read the fit, evaluate every target, write the bits."""
 
 from collections.abc import Mapping, Sequence
 from threading import local
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from trajkit.codecs import Array
+from trajkit.errors import OverBudget
 from trajkit.estimators import Counts, Estimator
 from trajkit.fits import Fit
 from trajkit.lanes import Arithmetic, open_arithmetic
-from trajkit.layout import FlatVector
+from trajkit.layout import FlatVector, Plan, plan_workers
+from trajkit.parallel import count_workers
 from trajkit.shards import FolderWriter
 from trajkit.store import Store
+from trajkit.zarrays import ChunkReader
 
 _GLANCE = 256
 """elements that mostly tell whether any of a chunk may move"""
 
 
+GROUP_CHUNKS = 4
+"""chunks evaluated together: a worker gives Python's lock away at each call, and waits for it"""
+
+
+def plan_chunks(vectors: Mapping[str, FlatVector], budget: int) -> tuple[Plan, int]:
+    """Workers, and chunks that each evaluates together: fewer chunks first, then fewer workers.
+
+    Raises:
+        OverBudget: one worker with one chunk does not fit.
+    """
+    # arrays decoded, coded bytes on their way, and the bits
+    one = max((v.chunk * (28 + 5 * v.dtype.itemsize) for v in vectors.values()), default=0)
+    group = GROUP_CHUNKS
+    while True:
+        try:
+            plan = plan_workers("extrapolate", count_workers(), group * one, budget)
+        except OverBudget:
+            if group == 1:
+                raise
+        else:
+            if plan.workers == count_workers() or group == 1:
+                return plan, group
+        group //= 2
+
+
 class ChunkJob:
     """What is evaluated, a chunk at a time; safe to call from many threads at once.
 
+    Keeps the fit's files open; use it in a ``with`` block.
+
     ``rules`` has a rule for every tensor; ``first`` and ``last`` are the frames of the estimator's
-    two points, ``device`` is ``cpu`` or ``cuda``.
+    two points, ``device`` is ``cpu`` or ``cuda``, ``group`` is how many chunks go together.
     """
 
     def __init__(
@@ -34,6 +64,7 @@ class ChunkJob:
         first: int,
         last: int,
         device: str,
+        group: int,
     ) -> None:
         self.store = store
         self.fit = fit
@@ -42,32 +73,51 @@ class ChunkJob:
         self.first = first
         self.last = last
         self.device = device
+        self.group = group
         self._fit_has_last = fit is not None and fit.record.steps[-1] == store.steps[last]
         self._mine = local()
+        arrays = {} if fit is None else fit.arrays
+        self._fit_readers = {
+            dtype: {name: ChunkReader(array) for name, array in of_dtype.items()}
+            for dtype, of_dtype in arrays.items()
+        }
 
-    def bytes_a_worker(self) -> int:
-        """Scratch of one thread: arrays decoded, coded bytes on their way, and the bits."""
-        vectors = self.store.vectors.values()
-        return max((v.chunk * (28 + 5 * v.dtype.itemsize) for v in vectors), default=0)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the files that are open."""
+        for readers in self._fit_readers.values():
+            for reader in readers.values():
+                reader.close()
+
+    def groups(self, vector: FlatVector) -> list[range]:
+        """A vector's chunks, as many together as one call of :meth:`run` takes."""
+        starts = range(0, vector.n_chunks, self.group)
+        return [range(k, min(k + self.group, vector.n_chunks)) for k in starts]
 
     def run(
         self,
         vector: FlatVector,
-        k: int,
+        chunks: range,
         steps: Sequence[int],
         writers: Sequence[FolderWriter],
     ) -> tuple[list[Counts], int]:
-        """Evaluate one chunk at every target step and write it: (counts a target, bytes written)."""
+        """Evaluate some chunks at every target step and write them.
+
+        Returns:
+            Counts a target, and the bytes written.
+        """
         dtype = vector.dtype.name
-        start, stop = vector.chunk_span(k)
+        start, stop = vector.chunk_span(chunks[0])[0], vector.chunk_span(chunks[-1])[1]
         pieces = self._pieces(vector, start, stop)
         moving = any(rule == "extrapolate" for _, _, rule in pieces)
         fit: dict[str, Array] = {}
         if moving and self.fit is not None:
-            fit, moving = self._read_fit(self.fit, dtype, k, stop - start)
+            fit, moving = self._read_fit(dtype, chunks, stop - start)
         if not moving:
             pieces = [(a, b, "hold" if rule == "extrapolate" else rule) for a, b, rule in pieces]
-        first, last = self._read_points(vector, k, stop - start, fit, moving)
+        first, last = self._read_points(vector, chunks, stop - start, fit, moving)
         out = self._buffer("out", vector.chunk, vector.dtype.bits)[: stop - start]
         counts = []
         for step, writer in zip(steps, writers, strict=True):
@@ -93,7 +143,7 @@ class ChunkJob:
             counts.append(total)
         return counts, last.nbytes * len(steps)
 
-    def _read_fit(self, fit: Fit, dtype: str, k: int, n: int) -> tuple[dict[str, Array], bool]:
+    def _read_fit(self, dtype: str, chunks: range, n: int) -> tuple[dict[str, Array], bool]:
         """The fit's arrays that the estimator reads, [N] each, and whether any element may move.
 
         Where none may, only those are read that say so and what is held.
@@ -103,13 +153,18 @@ class ChunkJob:
         for name in self.estimator.reads:
             if not moving and name != "last":
                 continue
-            array = fit.arrays[dtype][name]
-            chunk = self._buffer(name, array.chunk, array.dtype)
-            array.read_chunk(0, k, chunk)
-            values[name] = chunk[:n]
+            values[name] = self._read_array(dtype, name, chunks)[:n]
             if name == "flags":
                 moving = _may_move(values[name], np.uint8(self.estimator.held_flags))
         return values, moving
+
+    def _read_array(self, dtype: str, name: str, chunks: range) -> Array:
+        """One of the fit's arrays, in the thread's own scratch."""
+        reader = self._fit_readers[dtype][name]
+        out = self._buffer(name, reader.array.chunk, reader.array.dtype)
+        out = out[: len(chunks) * reader.array.chunk]
+        reader.read_chunks(chunks, out)
+        return out
 
     def _arithmetic(self, dtype: str) -> Arithmetic:
         """The calling thread's own, opened on its first chunk of the dtype."""
@@ -118,35 +173,39 @@ class ChunkJob:
             opened[dtype] = open_arithmetic(self.device, dtype)
         return opened[dtype]
 
-    def _buffer(self, name: str, n: int, dtype: np.dtype[Any]) -> Array:
-        """The calling thread's own scratch, kept from chunk to chunk: new memory costs faults."""
+    def _buffer(self, name: str, chunk: int, dtype: np.dtype[Any]) -> Array:
+        """The calling thread's own scratch for a group of chunks, kept: new memory costs faults."""
         buffers: dict[tuple[str, int, np.dtype[Any]], Array] = vars(self._mine).setdefault(
             "all", {}
         )
-        key = name, n, dtype
+        key = name, chunk, dtype
         if key not in buffers:
-            buffers[key] = np.empty(n, dtype)
+            buffers[key] = np.empty(self.group * chunk, dtype)
         return buffers[key]
 
     def _read_points(
-        self, vector: FlatVector, k: int, n: int, fit: dict[str, Array], moving: bool
+        self, vector: FlatVector, chunks: range, n: int, fit: dict[str, Array], moving: bool
     ) -> tuple[Array, Array]:
         """The bits of the checkpoints a and b; the same array twice where a is not needed."""
         dtype = vector.dtype.name
         if "last" in fit:
             return fit["last"], fit["last"]
-        scratch, last, first = (
-            self._buffer(name, vector.chunk, vector.dtype.bits)
-            for name in ("scratch", "last", "first")
-        )
-        if self._fit_has_last and self.fit is not None and dtype in self.fit.arrays:
-            self.fit.arrays[dtype]["last"].read_chunk(0, k, last)  # no frames to go through
+        if self._fit_has_last and dtype in self._fit_readers:
+            last = self._read_array(dtype, "last", chunks)  # no frames to go through
         else:
-            self.store.read_bits(dtype, self.last, k, last, scratch)
+            last = self._read_frame(vector, "last", self.last, chunks)
         if not (moving and self.estimator.is_pair):
             return last[:n], last[:n]
-        self.store.read_bits(dtype, self.first, k, first, scratch)
-        return first[:n], last[:n]
+        return self._read_frame(vector, "first", self.first, chunks)[:n], last[:n]
+
+    def _read_frame(self, vector: FlatVector, name: str, t: int, chunks: range) -> Array:
+        """The bits of a checkpoint, in the thread's own scratch."""
+        out = self._buffer(name, vector.chunk, vector.dtype.bits)
+        scratch = self._buffer("scratch", vector.chunk, vector.dtype.bits)[: vector.chunk]
+        for i, k in enumerate(chunks):
+            bits = out[i * vector.chunk : (i + 1) * vector.chunk]
+            self.store.read_bits(vector.dtype.name, t, k, bits, scratch)
+        return out
 
     def _pieces(self, vector: FlatVector, start: int, stop: int) -> list[tuple[int, int, str]]:
         """Runs of elements under one rule: (from, to, rule), counted from the chunk's start."""

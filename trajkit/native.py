@@ -52,22 +52,14 @@ def read_rows(codec: Codec, fds: list[int], places_T2: Array, out_TN: Array) -> 
     calls = find_calls()
     if calls is None or out_TN.size == 0:
         return 0
-    if isinstance(codec, PlainCodec):
-        crc = _scratch("crc", 4)
-        for t, fd in enumerate(fds):
-            offset, n_bytes = places_T2[t].tolist()
-            row = out_TN[t].view(np.uint8)
-            if n_bytes != row.size + 4 or not kernels.read_plain(calls, fd, offset, row, crc):
-                return t
-        return len(fds)
+    scratch = None
     if isinstance(codec, BloscCodec):
         row_bytes = out_TN[0].nbytes
         coded = _scratch("coded", min(int(places_T2[:, 1].max()), 2 * row_bytes + 1024))
-        planes = _scratch("planes", row_bytes).view(out_TN.dtype)
-        return kernels.read_blosc_rows(
-            calls, np.array(fds, np.int64), places_T2, coded, planes, out_TN
-        )
-    return 0
+        scratch = coded, _scratch("planes", row_bytes).view(out_TN.dtype)
+    elif not isinstance(codec, PlainCodec):
+        return 0
+    return kernels.read_rows(calls, np.array(fds, np.int64), places_T2, scratch, out_TN)
 
 
 def _scratch(name: str, n_bytes: int) -> Array:

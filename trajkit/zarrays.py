@@ -302,27 +302,40 @@ class ChunkReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; a read opens them again."""
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def read(self, k: int, out: Array, row: int = 0) -> None:
-        """Fill ``out`` [C] with chunk ``k`` of a row; raises as :meth:`ZArray.read_chunk`."""
-        self.read_rows(range(row, row + 1), k, out.reshape(1, -1))
-
     def read_rows(self, rows: range, k: int, out_TN: Array) -> None:
-        """Fill ``out_TN`` [T, C], contiguous, with chunk ``k`` of T rows; raises likewise."""
-        s, inner = divmod(k, self.array.shard_chunks)
+        """Fill ``out_TN`` [T, C], contiguous, with chunk ``k`` of T rows.
+
+        Raises as :meth:`ZArray.read_chunk`.
+        """
+        self._read([(row, k) for row in rows], out_TN)
+
+    def read_chunks(self, chunks: range, out: Array) -> None:
+        """Fill ``out`` [chunks * C], contiguous, with chunks of the first row; raises likewise."""
+        self._read([(0, k) for k in chunks], out.reshape(len(chunks), -1))
+
+    def _read(self, cells: Sequence[tuple[int, int]], out_TN: Array) -> None:
+        """Fill a row of ``out_TN`` for each (row, chunk)."""
+        array = self.array
+        places_T2 = np.empty((len(cells), 2), np.int64)
+        fds = []
         with ExitStack() as stack:
-            fds = [self._descriptor(row, s, stack) for row in rows]
-            places_T2 = np.empty((len(fds), 2), np.int64)
-            for t, (row, fd) in enumerate(zip(rows, fds, strict=True)):
-                path = self.array._shard_path(row, s)
-                places_T2[t] = self.array._index(fd, path, row, s)[inner].view(np.int64)
+            for t, (row, k) in enumerate(cells):
+                s, inner = divmod(k, array.shard_chunks)
+                fds.append(self._descriptor(row, s, stack))
+                path = array._shard_path(row, s)
+                places_T2[t] = array._index(fds[t], path, row, s)[inner].view(np.int64)
             done = 0
-            while done < len(fds):
-                done += read_rows(self.array.codec, fds[done:], places_T2[done:], out_TN[done:])
-                if done < len(fds):  # it says what is wrong, if anything is
-                    self.array.read_chunk(rows[done], k, out_TN[done])
+            while done < len(cells):
+                done += read_rows(array.codec, fds[done:], places_T2[done:], out_TN[done:])
+                if done < len(cells):  # it says what is wrong, if anything is
+                    array.read_chunk(*cells[done], out_TN[done])
                     done += 1
 
     def _descriptor(self, row: int, s: int, stack: ExitStack) -> int:

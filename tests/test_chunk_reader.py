@@ -1,0 +1,225 @@
+"""Chunks read by compiled code: the same as through Python, whatever lies on the disk."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numcodecs import blosc
+
+from trajkit import native, zarrays
+from trajkit.codecs import CODECS, codec_by_name
+from trajkit.errors import FormatError, StorageError
+from trajkit.kernels import api
+from trajkit.zarrays import ChunkReader, RowWriter, ZArray
+
+WIDTHS = ("uint8", "uint16", "uint32", "uint64")
+COMPILED = ("zstd", "lz4", "none")
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left_open() -> Iterator[None]:
+    opened = Path("/proc/self/fd")
+    before = len(list(opened.iterdir())) if opened.is_dir() else None
+    yield
+    assert before is None or len(list(opened.iterdir())) <= before
+
+
+def frames(dtype: str, n: int, rows: int, kind: str, seed: int = 0) -> np.ndarray:
+    """Rows as stores have them, and worse."""
+    rng = np.random.default_rng(seed)
+    width = 8 * np.dtype(dtype).itemsize
+    spread = {"zeros": 0, "small": 1, "quarter": width // 4, "half": width // 2}.get(kind, width)
+    values = rng.integers(0, 2**spread, (rows, n), "uint64").astype(dtype)
+    if kind == "rare":  # a high plane here and there
+        values[rng.random((rows, n)) < 0.999] = 0
+    return values
+
+
+def write(path: Path, values: np.ndarray, chunk: int, codec: str, rows: bool = True) -> ZArray:
+    n_rows = len(values) if rows else None
+    array = ZArray(path, values.dtype, values.shape[1], chunk, codec_by_name(codec), n_rows)
+    for t, row in enumerate(values):
+        array.write_row(row, t)
+    return array
+
+
+@given(
+    codec=st.sampled_from(sorted(CODECS)),
+    dtype=st.sampled_from(WIDTHS),
+    chunk=st.sampled_from([1, 7, 255, 256, 300, 512, 4096, 70_000, 1 << 18]),
+    kind=st.sampled_from(["zeros", "small", "quarter", "half", "any", "rare"]),
+    seed=st.integers(0, 9),
+)
+def test_it_reads_what_the_array_reads(
+    tmp_path_factory: pytest.TempPathFactory,
+    codec: str,
+    dtype: str,
+    chunk: int,
+    kind: str,
+    seed: int,
+) -> None:
+    values = frames(dtype, 2 * chunk + chunk // 2, 3, kind, seed)
+    array = write(tmp_path_factory.mktemp("array"), values, chunk, codec)
+    with ChunkReader(array) as reader:
+        for k in range(array.n_chunks):
+            one, all_TN = np.empty(chunk, dtype), np.full((3, chunk), 170, dtype)
+            reader.read_rows(range(3), k, all_TN)
+            for t in range(3):
+                array.read_chunk(t, k, one)
+                np.testing.assert_array_equal(all_TN[t], one)
+        together = np.empty(array.n_chunks * chunk, dtype)
+        reader.read_chunks(range(array.n_chunks), together)
+        np.testing.assert_array_equal(together[: values.shape[1]], values[0])
+
+
+@pytest.mark.parametrize("codec", COMPILED)
+@pytest.mark.parametrize("dtype", WIDTHS)
+@pytest.mark.parametrize("kind", ["small", "half", "any"])
+def test_compiled_code_reads_every_row_of_these(
+    tmp_path: Path, codec: str, dtype: str, kind: str
+) -> None:
+    """So that nothing falls back on Python unseen: bit planes, stored blocks and plain bytes."""
+    values = frames(dtype, 1 << 16, 5, kind)
+    array = write(tmp_path / "a", values, 1 << 16, codec)
+    fds, places = [], []
+    for t in range(5):
+        fds.append(os.open(tmp_path / "a" / "c" / str(t) / "0", os.O_RDONLY))
+        index = np.frombuffer(os.pread(fds[t], 20, os.fstat(fds[t]).st_size - 20)[:16], "<u8")
+        places.append(index.astype(np.int64))
+    out = np.full_like(values, 170)
+    assert native.read_rows(array.codec, fds, np.stack(places), out) == 5
+    np.testing.assert_array_equal(out, values)
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_without_the_libraries_functions_it_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    monkeypatch.setattr(native, "find_calls", lambda: None)
+    values = frames("uint16", 1000, 2, "small")
+    with ChunkReader(write(tmp_path, values, 256, codec)) as reader:
+        out = np.empty((2, 256), np.uint16)
+        reader.read_rows(range(2), 3, out)
+    np.testing.assert_array_equal(out[:, :232], values[:, 768:])
+
+
+@pytest.mark.parametrize("codec", COMPILED)
+def test_every_flipped_bit_of_a_chunk_is_refused(tmp_path: Path, codec: str) -> None:
+    values = frames("uint16", 512, 1, "small")
+    write(tmp_path / "a", values, 512, codec)
+    path = tmp_path / "a" / "c" / "0" / "0"
+    whole = path.read_bytes()
+    out = np.empty((1, 512), np.uint16)
+    for bit in range(0, 8 * len(whole), 5 if codec == "none" else 1):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        array = ZArray(tmp_path / "a", values.dtype, 512, 512, codec_by_name(codec), 1)
+        with pytest.raises(FormatError, match="c/0/0"), ChunkReader(array) as reader:
+            reader.read_rows(range(1), 0, out)
+
+
+@pytest.mark.parametrize("codec", COMPILED)
+def test_valid_checksums_over_other_content_are_refused(tmp_path: Path, codec: str) -> None:
+    """What only a program could have written: headers that lie, chunks of another size."""
+    coder = codec_by_name(codec)
+    chunk = frames("uint16", 4096, 1, "small")[0]
+    whole = coder.encode(chunk)[:-4]
+    bad = [whole[:15], whole[:-1], whole + b"\0", coder.encode(chunk[:-256])[:-4], b""]
+    for at in (4, 8, 12) if codec != "none" else ():
+        for value in (0, 1, 2**31 - 1, 2**32 - 1):
+            if at == 8 and value == 0:
+                continue  # c-blosc itself divides by it; it refuses all the same
+            bad.append(whole[:at] + value.to_bytes(4, "little") + whole[at + 4 :])
+    for body in bad:
+        array = ZArray(tmp_path / "a", np.dtype("uint16"), 4096, 4096, coder, 1)
+        with RowWriter(array) as writer:
+            writer.append(zarrays.with_checksum(body))
+        out = np.empty((1, 4096), np.uint16)
+        with ChunkReader(array) as reader:
+            if body[8:12] == (2**31 - 1).to_bytes(4, "little"):
+                continue  # a block longer than the chunk is one block to blosc
+            with pytest.raises(FormatError, match="c/0/0"):
+                reader.read_rows(range(1), 0, out)
+
+
+def test_a_missing_row_is_named(tmp_path: Path) -> None:
+    array = write(tmp_path, frames("uint16", 600, 3, "small"), 256, "lz4")
+    (tmp_path / "c" / "1" / "0").unlink()
+    out = np.empty((3, 256), np.uint16)
+    with (
+        pytest.raises(FormatError, match=r"c/1/0: missing from the store"),
+        ChunkReader(array) as reader,
+    ):
+        reader.read_rows(range(3), 0, out)
+
+
+def test_a_refusing_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = write(tmp_path, frames("uint16", 600, 1, "small"), 256, "lz4")
+
+    def refuse(path: str, flags: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(zarrays.os, "open", refuse)
+    with (
+        pytest.raises(StorageError, match=r"c/0/0: Too many open files"),
+        ChunkReader(array) as reader,
+    ):
+        reader.read_rows(range(1), 0, np.empty((1, 256), np.uint16))
+
+
+def test_more_rows_than_files_may_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zarrays, "KEPT_OPEN", 3)
+    values = frames("uint16", 700, 9, "small")
+    array = write(tmp_path, values, 256, "lz4")
+    with ChunkReader(array) as reader:
+        for k in (0, 1, 0):
+            out = np.empty((9, 256), np.uint16)
+            reader.read_rows(range(9), k, out)
+            np.testing.assert_array_equal(out, values[:, 256 * k : 256 * (k + 1)])
+        assert len(reader._open) == 3
+
+
+@given(
+    dtype=st.sampled_from(WIDTHS),
+    block=st.sampled_from([256, 512, 2048, 4096]),
+    kind=st.sampled_from(["zeros", "small", "quarter", "half", "any", "rare"]),
+    seed=st.integers(0, 99),
+)
+def test_bit_planes_are_those_of_blosc(dtype: str, block: int, kind: str, seed: int) -> None:
+    codes = frames(dtype, 1 << 14, 1, kind, seed)[0]
+    codes[: 1 << 13] = 0  # compressible whatever the rest is, so that blosc shuffles it
+    coded = bytearray(
+        blosc.compress(
+            codes, b"lz4", 1, blosc.BITSHUFFLE, block * codes.itemsize, typesize=codes.itemsize
+        )
+    )
+    block = int.from_bytes(coded[8:12], "little") // codes.itemsize  # it may choose a longer one
+    assert coded[2] & 6 == 4
+    coded[2] ^= 4
+    planes = np.empty_like(codes)
+    blosc.decompress(bytes(coded), planes)
+    for backend in ("reference", "cpu"):
+        out = np.full_like(codes, 170)
+        api.unshuffle(planes, block, out, backend=backend)
+        np.testing.assert_array_equal(out, codes)
+
+
+def test_what_cannot_be_unshuffled_is_refused() -> None:
+    out = np.zeros(1000, np.uint16)
+    for block in (0, -256, 100, 512):
+        with pytest.raises(ValueError, match="no whole blocks"):
+            api.unshuffle(np.zeros_like(out), block, out)
+    with pytest.raises(ValueError, match="rows must lie end to end"):
+        api.read_rows(
+            api.Calls(0, 0, 0), np.zeros(2, np.int64), np.zeros((2, 2)), None,
+            np.zeros((2, 9), np.uint8)[:, :8],
+        )  # fmt: skip
