@@ -36,6 +36,7 @@ from trajkit.kernels import api as kernels
 from trajkit.parallel import count_workers
 from trajkit.series import find_series
 from trajkit.store import Store
+from trajkit.zarrays import ChunkReader
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "adder-grpo"
 BLOCK_BYTES = 1 << 24
@@ -122,22 +123,33 @@ def measure_codec(ckpts: Path, work: Path, codec: str, repeats: int) -> dict[str
 
 
 def decode_all(store: Store) -> None:
-    """Every chunk through all frames, to its bits; what a fit's reader does."""
+    """Every chunk through all frames, to its bits; read as a fit reads them."""
+    frames = range(len(store.steps))
     for dtype, vector in store.vectors.items():
         mine = local()
+        reader = ChunkReader(store.frames[dtype])
 
-        def decode(k: int, dtype: str = dtype, chunk: int = vector.chunk, mine: Any = mine) -> None:
+        def decode(
+            k: int,
+            dtype: str = dtype,
+            chunk: int = vector.chunk,
+            mine: Any = mine,
+            reader: ChunkReader = reader,
+        ) -> None:
             if not hasattr(mine, "bits"):
-                mine.bits, mine.codes = np.empty((2, chunk), store.vectors[dtype].dtype.bits)
-            bits, codes = mine.bits, mine.codes
-            for t in range(len(store.steps)):
-                if store.is_key(t):
-                    store.read_codes(dtype, t, k, bits)
-                else:
-                    store.read_codes(dtype, t, k, codes)
-                    kernels.decode_frame(codes, bits, bits)
+                mine.codes = np.empty((65, chunk), store.vectors[dtype].dtype.bits)
+                mine.bits = mine.codes[0]
+            for start in frames[::64]:
+                batch = frames[start : start + 64]
+                codes = mine.codes[1 : 1 + len(batch)]
+                store.read_code_rows(reader, batch, k, codes)
+                for t, row in zip(batch, codes, strict=True):
+                    if store.is_key(t):
+                        mine.bits[:] = row
+                    else:
+                        kernels.decode_frame(row, mine.bits, mine.bits)
 
-        with ThreadPoolExecutor(count_workers()) as pool:
+        with reader, ThreadPoolExecutor(count_workers()) as pool:
             for _ in pool.map(decode, range(vector.n_chunks)):
                 pass
 

@@ -71,14 +71,14 @@ def _spread(builder: Any, parts: Any, planes: int, target: Any, width: int) -> N
     vector, mask = ir.VectorType(kind, lanes), ir.VectorType(ir.IntType(1), lanes)
     one = _hidden(builder, kind(1))
     amounts = [_splat(builder, builder.shl(one, kind(plane)), lanes) for plane in range(planes)]
-    for group in range(TILE // lanes):
+    with cgutils.for_range(builder, _I64(TILE // lanes)) as loop:
+        mine = builder.gep(parts, [builder.mul(loop.index, _I64(lanes // 8))])
         codes = ir.Constant(vector, [0] * lanes)
         for plane in range(planes):
-            offset = plane * TILE // 8 + group * lanes // 8
-            bits = _load(builder, builder.gep(parts, [_I64(offset)]), word)
+            bits = _load(builder, builder.gep(mine, [_I64(plane * TILE // 8)]), word)
             more = builder.add(codes, amounts[plane])
             codes = builder.select(builder.bitcast(bits, mask), more, codes)
-        place = builder.gep(target, [_I64(group * _VECTOR_BITS // 8)])
+        place = builder.gep(target, [builder.mul(loop.index, _I64(_VECTOR_BITS // 8))])
         store = builder.store(codes, builder.bitcast(place, vector.as_pointer()))
         store.align = width // 8
 

@@ -149,6 +149,17 @@ def test_valid_checksums_over_other_content_are_refused(tmp_path: Path, codec: s
                 reader.read_rows(range(1), 0, out)
 
 
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_a_chunk_that_is_not_there_is_refused(tmp_path: Path, codec: str) -> None:
+    """A shard whose index, under a valid checksum, marks a chunk as missing."""
+    array = write(tmp_path / "a", frames("uint16", 256, 1, "small"), 256, codec)
+    path = tmp_path / "a" / "c" / "0" / "0"
+    path.write_bytes(path.read_bytes()[:-20] + zarrays.with_checksum(b"\xff" * 16))
+    array = ZArray(array.path, array.dtype, 256, 256, array.codec, 1)
+    with pytest.raises(FormatError, match="c/0/0"), ChunkReader(array) as reader:
+        reader.read_rows(range(1), 0, np.empty((1, 256), np.uint16))
+
+
 def test_a_missing_row_is_named(tmp_path: Path) -> None:
     array = write(tmp_path, frames("uint16", 600, 3, "small"), 256, "lz4")
     (tmp_path / "c" / "1" / "0").unlink()

@@ -8,6 +8,7 @@ same bytes, a little later.
 
 import ctypes
 import functools
+import sys
 from threading import local
 
 import google_crc32c
@@ -23,7 +24,7 @@ _mine = local()
 @functools.cache
 def find_calls() -> kernels.Calls | None:
     """The addresses of the C functions; None where one of them cannot be found."""
-    if google_crc32c.implementation != "c":
+    if google_crc32c.implementation != "c" or sys.byteorder != "little" or sys.maxsize < 2**32:
         return None
     from google_crc32c import _crc32c
 
@@ -55,7 +56,8 @@ def read_rows(codec: Codec, fds: list[int], places_T2: Array, out_TN: Array) -> 
     scratch = None
     if isinstance(codec, BloscCodec):
         row_bytes = out_TN[0].nbytes
-        coded = _scratch("coded", min(int(places_T2[:, 1].max()), 2 * row_bytes + 1024))
+        longest = min(max(int(places_T2[:, 1].max()), 0), 2 * row_bytes + 1024)
+        coded = _scratch("coded", longest)
         scratch = coded, _scratch("planes", row_bytes).view(out_TN.dtype)
     elif not isinstance(codec, PlainCodec):
         return 0

@@ -255,11 +255,10 @@ class Store:
         Decodes from the last key frame on, at most K - 1 deltas; ``scratch`` is sized as ``out``.
         """
         key = t - t % self.commit.keyframes
-        with ChunkReader(self.frames[dtype]) as reader:
-            self.read_code_rows(reader, range(key, key + 1), k, out.reshape(1, -1))
-            for later in range(key + 1, t + 1):
-                self.read_code_rows(reader, range(later, later + 1), k, scratch.reshape(1, -1))
-                kernels.decode_frame(scratch, out, out)
+        self.read_codes(dtype, key, k, out)
+        for later in range(key + 1, t + 1):
+            self.read_codes(dtype, later, k, scratch)
+            kernels.decode_frame(scratch, out, out)
 
     def describe_chunk(self, dtype: str, t: int, k: int) -> str:
         """Which step and which tensors a chunk belongs to, for messages."""

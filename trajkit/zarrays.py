@@ -204,7 +204,7 @@ class ZArray:
             yield self.row_path(row) / str(s)
 
     def read_chunk(self, row: int, k: int, out: Array) -> None:
-        """Fill ``out`` (C elements of the array's dtype, padding included) with a chunk.
+        """Fill ``out`` (contiguous, C elements of the array's dtype, padding included) with a chunk.
 
         Raises:
             FormatError: the shard file is missing, short or damaged; ``out`` is then not to be
@@ -213,7 +213,10 @@ class ZArray:
         s, inner = divmod(k, self.shard_chunks)
         path = self._shard_path(row, s)
         with _reading(path) as fd:
-            offset, n_bytes = self._index(fd, path, row, s)[inner].tolist()
+            place = self._index(fd, path, row, s)[inner]
+            if read_rows(self.codec, [fd], place.view(np.int64).reshape(1, 2), out.reshape(1, -1)):
+                return
+            offset, n_bytes = place.tolist()
             try:
                 if offset + n_bytes > os.fstat(fd).st_size:  # also: marked as missing
                     raise FormatError("the file ends before it does")
@@ -287,7 +290,7 @@ class ZArray:
 
 
 class ChunkReader:
-    """Reads chunks of one array, as :meth:`ZArray.read_chunk` does but in compiled code.
+    """Reads many chunks of one array in one call that holds no lock.
 
     Keeps up to ``KEPT_OPEN`` shard files open; use it in a ``with`` block. Safe to call from many
     threads at once.
