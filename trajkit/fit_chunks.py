@@ -121,7 +121,7 @@ class VectorJob:
         self._arrays = arrays
         with ExitStack() as stack:
             writers = {n: stack.enter_context(RowWriter(a)) for n, a in arrays.items()}
-            self._reader = stack.enter_context(ChunkReader(self.store.frames[self.dtype]))
+            stack.enter_context(self._reader)
             pool = stack.enter_context(ThreadPoolExecutor(plan.workers))
             chunks = range(self.vector.n_chunks)
             for k, done in map_in_order(pool, self._fit_chunk, chunks, plan.workers + 1):

@@ -343,20 +343,13 @@ class ChunkReader:
 
     def _descriptor(self, row: int, s: int, stack: ExitStack) -> int:
         """A descriptor of a shard file: kept open, or until the stack is left."""
-        fd = self._open.get((row, s))
-        if fd is not None:
-            return fd
+        path = self.array._shard_path(row, s)
         with self._lock:
             fd = self._open.get((row, s))
-            if fd is not None:
-                return fd
-            path = self.array._shard_path(row, s)
-            if len(self._open) >= KEPT_OPEN:
-                return stack.enter_context(_reading(path))
-            with _refusals(path):
-                fd = os.open(path, os.O_RDONLY)
-            self._open[row, s] = fd
-            return fd
+            if fd is None and len(self._open) < KEPT_OPEN:
+                with _refusals(path):
+                    fd = self._open[row, s] = os.open(path, os.O_RDONLY)
+        return stack.enter_context(_reading(path)) if fd is None else fd
 
 
 @contextmanager
