@@ -32,7 +32,7 @@ from trajkit.kernels.flags import (
     FLAG_STATIC,
     HELD_FLAGS,
 )
-from trajkit.kernels.formats import FORMATS, format_of, values_of
+from trajkit.kernels.formats import FORMATS, format_of, has_whole_blocks, values_of
 from trajkit.kernels.sums import SLOTS, Array, Solution, Stats, Sums, new_stats, span_units
 
 __all__ = [
@@ -49,7 +49,6 @@ __all__ = [
     "Stats",
     "Sums",
     "accumulate_frames",
-    "can_unshuffle",
     "decode_frame",
     "encode_frame",
     "extrapolate_line",
@@ -65,9 +64,6 @@ __all__ = [
     "unshuffle",
     "values_of",
 ]
-
-SHUFFLE_MULTIPLE = 256
-"""a block of bit planes is a multiple of so many elements, so that no tile lies in two"""
 
 Backend: TypeAlias = Literal["auto", "reference", "cpu", "cuda"]
 Rounding: TypeAlias = Literal["nearest", "stochastic"]
@@ -286,22 +282,12 @@ def unshuffle(planes_N: Array, block: int, out_N: Array, *, backend: Backend = "
     memory. Numpy arrays only.
 
     Raises:
-        ValueError: other dtypes, shapes that differ, or a block for which
-            :func:`can_unshuffle` is not true.
+        ValueError: other dtypes, shapes that differ, or no whole blocks of a multiple of 256.
     """
     _check_coding(planes_N, out_N)
-    if not can_unshuffle(block, len(out_N)):
+    if not has_whole_blocks(block, len(out_N)):
         raise ValueError(f"no whole blocks of {block} elements in {len(out_N)}")
     _backend(_choose(backend, out_N)).unshuffle(planes_N, block, out_N)
-
-
-def can_unshuffle(block: int, n: int) -> bool:
-    """Whether :func:`unshuffle` takes ``n`` elements in blocks of so many.
-
-    >>> can_unshuffle(512, 1024), can_unshuffle(1000, 2000), can_unshuffle(512, 1000)
-    (True, False, False)
-    """
-    return block > 0 and block % SHUFFLE_MULTIPLE == 0 and n % block == 0
 
 
 def read_rows(

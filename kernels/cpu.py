@@ -157,8 +157,8 @@ def summarise(solution: Solution, threshold: float, steps_window: float, dtype: 
         scratch_tile(cpu_stats.ROWS, np.dtype(np.int32)),
     )
     hist_rest, hist_kept = (part[:-1] for part in hist_rsq.reshape(2, cpu_stats.KEPT))
-    hists = [hist_rest + hist_kept, hist_kept, hist_dw[:-1], hist_drift_t[:-1]]
-    hists.append(hist_ulps[:-1])
+    others = (hist[:-1] for hist in (hist_dw, hist_drift_t, hist_ulps))
+    hists = [hist_rest + hist_kept, hist_kept, *others]
     numbers: list[Any] = [*counts.tolist(), *moments.tolist(), *hists]
     return Stats(threshold, steps_window, *numbers)
 

@@ -63,8 +63,8 @@ def _kept(dispatcher: Any) -> Any:
 class _Cache(FunctionCache):  # type: ignore[misc]
     """Compiled code on disk, valid for the sources of all kernels.
 
-    numba looks at the file of the function itself, not at what it calls: after a change in one
-    file it would go on with the old code from another.
+    numba looks at the file of the function itself, not at what it calls, nor at the constants it
+    takes from elsewhere: after a change in one file it would go on with the old code from another.
     """
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
@@ -73,9 +73,9 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 @functools.cache
 def _digest_sources() -> str:
-    """A digest of the files that hold compiled functions."""
+    """A digest of everything that compiled functions are made of."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("cpu*.py")):
+    for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -159,6 +159,12 @@ def flat(array: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(_Whole(array, rows * stride + width))
 
 
+def memory_of(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    """Inside an intrinsic: the address of an array's memory, a pointer to bytes."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(data, ir.IntType(8).as_pointer())
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def as_float(typingctx: Any, word: Any) -> Any:
     """The floating-point number with the bits of a word."""
@@ -225,15 +231,15 @@ def prefetch_tile(typingctx: Any, array: Any, index: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        byte_ptr = ir.IntType(8).as_pointer()
-        first = builder.bitcast(builder.gep(data, [args[1]]), byte_ptr)
-        i32 = ir.IntType(32)
+        width = signature.args[0].dtype.bitwidth // 8
+        at_bytes = builder.mul(args[1], ir.Constant(ir.IntType(64), width))
+        first = builder.gep(memory_of(context, builder, signature.args[0], args[0]), [at_bytes])
+        byte_ptr, i32 = first.type, ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte_ptr, i32, i32, i32])
         name = "llvm.prefetch.p0i8"
         function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
         read, near, data_cache = (ir.Constant(i32, value) for value in (0, 2, 1))
-        for at in range(0, TILE * signature.args[0].dtype.bitwidth // 8, CACHE_LINE):
+        for at in range(0, TILE * width, CACHE_LINE):
             place = builder.gep(first, [ir.Constant(ir.IntType(64), at)])
             builder.call(function, [place, read, near, data_cache])
         return context.get_dummy_value()

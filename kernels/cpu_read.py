@@ -21,8 +21,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from trajkit.kernels.calls import Calls
-from trajkit.kernels.cpu_bits import TILE, compiled
-from trajkit.kernels.cpu_shuffle import unshuffle
+from trajkit.kernels.cpu_bits import compiled, memory_of
+from trajkit.kernels.cpu_shuffle import can_unshuffle, unshuffle
 
 CRC_BYTES = 4
 HEADER_BYTES = 16
@@ -38,12 +38,6 @@ def _call(builder: Any, address: Any, result: Any, arguments: list[tuple[Any, An
     return builder.call(function, [value for _, value in arguments])
 
 
-def _start(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
-    """The address of an array's memory, as C takes it."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(data, ir.IntType(8).as_pointer())
-
-
 _BYTES = ir.IntType(8).as_pointer()
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
@@ -53,7 +47,7 @@ def _pread(typingctx: Any, call: Any, fd: Any, out: Any, n_bytes: Any, offset: A
     """``pread(fd, out, n_bytes, offset)``: bytes read, negative on an error."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = _start(context, builder, signature.args[2], args[2])
+        start = memory_of(context, builder, signature.args[2], args[2])
         arguments = [(_I32, builder.trunc(args[1], _I32)), (_BYTES, start)]
         arguments += [(_I64, args[3]), (_I64, args[4])]
         return _call(builder, args[0], _I64, arguments)
@@ -66,7 +60,7 @@ def _crc32c(typingctx: Any, call: Any, data: Any, n_bytes: Any) -> Any:
     """``crc32c_value(data, n_bytes)``."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = _start(context, builder, signature.args[1], args[1])
+        start = memory_of(context, builder, signature.args[1], args[1])
         return _call(builder, args[0], _I32, [(_BYTES, start), (_I64, args[2])])
 
     return types.uint32(types.int64, data, types.int64), codegen
@@ -77,8 +71,8 @@ def _blosc(typingctx: Any, call: Any, data: Any, out: Any, n_bytes: Any) -> Any:
     """``blosc_decompress_ctx(data, out, n_bytes, 1)``: bytes written, negative on an error."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = _start(context, builder, signature.args[1], args[1])
-        target = _start(context, builder, signature.args[2], args[2])
+        start = memory_of(context, builder, signature.args[1], args[1])
+        target = memory_of(context, builder, signature.args[2], args[2])
         arguments = [(_BYTES, start), (_BYTES, target), (_I64, args[3]), (_I32, _I32(1))]
         return _call(builder, args[0], _I32, arguments)
 
@@ -122,7 +116,7 @@ def _read_blosc(
         return False
     flags, block = coded[2], _word(coded, 8) // itemsize
     in_planes = (flags & (STORED | BITSHUFFLED)) == BITSHUFFLED and coded[3] == itemsize
-    if not (in_planes and block > 0 and block % TILE == 0 and out.size % block == 0):
+    if not (in_planes and can_unshuffle(block, out.size)):
         return np.int64(_blosc(calls.blosc_decompress, coded, out, n_bytes)) == n_bytes
     coded[2] = flags ^ BITSHUFFLED
     if np.int64(_blosc(calls.blosc_decompress, coded, planes, n_bytes)) != n_bytes:

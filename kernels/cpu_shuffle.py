@@ -15,7 +15,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from trajkit.kernels.cpu_bits import TILE, compiled, wide_vectors
+from trajkit.kernels.cpu_bits import TILE, compiled, memory_of, wide_vectors
+from trajkit.kernels.formats import has_whole_blocks
 
 _VECTOR_BITS = 512
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -36,9 +37,9 @@ def _spread_tile(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         width = signature.args[0].dtype.bitwidth
         half, quarter = width // 2, width // 4
-        base = _address(context, builder, signature.args[0], args[0], args[1])
+        base = builder.gep(memory_of(context, builder, signature.args[0], args[0]), [args[1]])
         begin = builder.mul(args[4], _I64(width // 8))
-        target = _address(context, builder, signature.args[3], args[3], begin)
+        target = builder.gep(memory_of(context, builder, signature.args[3], args[3]), [begin])
         here = cgutils.alloca_once(builder, _PART, size=width)
         high = middle = ir.Constant(_PART, [0] * (TILE // 64))
         for plane in range(width):
@@ -107,12 +108,6 @@ def _is_any(builder: Any, part: Any) -> Any:
     return builder.icmp_unsigned("!=", builder.bitcast(part, whole), whole(0))
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, n_bytes: Any) -> Any:
-    """A pointer so many bytes into an array's memory."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(builder.bitcast(data, _I8.as_pointer()), [n_bytes])
-
-
 def _load(builder: Any, address: Any, kind: Any) -> Any:
     """A value of an LLVM type from any address."""
     value = builder.load(builder.bitcast(address, kind.as_pointer()))
@@ -120,9 +115,12 @@ def _load(builder: Any, address: Any, kind: Any) -> Any:
     return value
 
 
+can_unshuffle = compiled(has_whole_blocks)
+
+
 @compiled
 def unshuffle(planes: Any, block: int, out: Any) -> None:
-    """Codes from the bit planes of whole blocks, each a multiple of TILE elements."""
+    """Codes from bit planes, where :func:`has_whole_blocks` says that it can be done."""
     wide_vectors()
     for start in range(0, len(out), block):
         for i in range(0, block, TILE):

@@ -26,9 +26,7 @@ from trajkit.kernels.flags import (
     FLAG_SMALL_RANGE,
     FLAG_STATIC,
 )
-from trajkit.kernels.sums import (
-    RESIDUAL_FLOOR,
-)
+from trajkit.kernels.sums import RESIDUAL_FLOOR
 
 # Rows of the scratch tile of float64, in units of TILE. Outputs take the place of inputs.
 SD, SUD, SDD, Q, P, YFIRST, YLAST, RANGE, MOVING, VALID, FEW, FLAGS = (

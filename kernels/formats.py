@@ -180,3 +180,14 @@ def ulp_of(values_N: NDArray[np.floating[Any]], dtype: str) -> NDArray[np.float6
     e_N = np.where(np.asarray(values_N) == 0, e_min, np.maximum(e_N, e_min))
     ulps_N: NDArray[np.float64] = np.ldexp(1.0, e_N - form.mantissa)
     return ulps_N
+
+
+def has_whole_blocks(block: int, n: int) -> bool:
+    """Whether ``n`` codes are whole blocks of bit planes of a size that kernels take.
+
+    A block is a multiple of 256 elements, so that no tile of a kernel lies in two.
+
+    >>> has_whole_blocks(512, 1024), has_whole_blocks(1000, 2000), has_whole_blocks(512, 1000)
+    (True, False, False)
+    """
+    return block > 0 and block % 256 == 0 and n % block == 0

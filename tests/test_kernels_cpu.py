@@ -351,16 +351,18 @@ def test_code_is_compiled_again_when_a_file_it_calls_changes(tmp_path: Path) -> 
         "PYTHONPATH": str(tmp_path / "house"),
         "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
     }
-    for factor in (10, 20, 20):
+    for factor, term in ((10, 0), (20, 0), (20, 5), (20, 5)):
         (package / "kernels" / "cpu_inner.py").write_text(
             "from trajkit.kernels.cpu_bits import compiled\n"
-            f"@compiled\ndef inner(x):\n    return {factor} * x\n"
+            "from trajkit.kernels.terms import TERM\n"
+            f"@compiled\ndef inner(x):\n    return {factor} * x + TERM\n"
         )
+        (package / "kernels" / "terms.py").write_text(f"TERM = {term}\n")
         command = [sys.executable, "-P", "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        assert int(done.stdout) == factor + 1
+        assert int(done.stdout) == factor + term + 1
     kept = list((tmp_path / "cache").rglob("cpu_extra.outer*.nbc"))
-    assert len(kept) == 2  # one for each of the sources, and the third run compiled nothing
+    assert len(kept) == 3  # one for each of the sources, and the last run compiled nothing
 
 
 @pytest.mark.parametrize("processor", ["generic", "haswell"])

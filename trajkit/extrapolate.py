@@ -202,7 +202,7 @@ def extrapolate(
         like=like,
         device=device,
     )
-    plan, workers = job.plan(steps, Path(out), force, memory)
+    plan, workers, group = job.plan(steps, Path(out), force, memory)
     targets, template = list(plan.targets), job.template
     names = ", ".join(str(t.step) for t in targets)
     progress(Started(f"extrapolate to {names}", plan.n_bytes))
@@ -218,7 +218,7 @@ def extrapolate(
             for writer in writers:
                 writer.write_side_file(name, content)
         totals = [Counts()] * len(targets)
-        chunks, target_steps = stack.enter_context(job.chunks()), [t.step for t in targets]
+        chunks, target_steps = stack.enter_context(job.chunks(group)), [t.step for t in targets]
         pool = stack.enter_context(ThreadPoolExecutor(workers.workers))
         for vector in job.store.vectors.values():
 
@@ -347,7 +347,6 @@ class _Job:
             else template_like(Path(like), self.store, self.last)
         )
         self.rules = self._assign_rules()
-        self.group = 1
 
     def _find_fit(self, fit: str | Fit, needed: bool) -> Fit | None:
         if isinstance(fit, Fit):
@@ -378,11 +377,11 @@ class _Job:
 
     def plan(
         self, steps: int | Sequence[int] | None, out: Path, force: bool, memory: str | int
-    ) -> tuple[ExtrapolatePlan, Plan]:
-        """What will be written, checked as far as it can be without writing."""
+    ) -> tuple[ExtrapolatePlan, Plan, int]:
+        """What will be written, checked as far as it can be without writing; chunks a task."""
         targets = self._targets(steps, out)
         self._check_place(out, targets, force)
-        workers, self.group = plan_chunks(self.store.vectors, parse_bytes(memory))
+        workers, group = plan_chunks(self.store.vectors, parse_bytes(memory))
         sizes = dict.fromkeys(("extrapolate", "hold", "copy"), 0)
         for name, rule in self.rules.items():
             sizes[rule] += self.store.tensors[name].size
@@ -401,7 +400,7 @@ class _Job:
             memory_bytes=workers.n_bytes,
             warnings=tuple(self._warnings(targets)),
         )
-        return plan, workers
+        return plan, workers, group
 
     def _targets(self, steps: int | Sequence[int] | None, out: Path) -> list[Target]:
         """The targets, checked, with the folder each goes to."""
@@ -464,8 +463,8 @@ class _Job:
                 )
         return found
 
-    def chunks(self) -> ChunkJob:
-        """The work that is left for each chunk, once it is planned."""
+    def chunks(self, group: int) -> ChunkJob:
+        """The work that is left for each chunk, so many together."""
         return ChunkJob(
             self.store,
             self.fit,
@@ -474,7 +473,7 @@ class _Job:
             self.first,
             self.last,
             self.device,
-            self.group,
+            group,
         )
 
     def write_rest(self, writer: FolderWriter, target: Target) -> None:

@@ -7,11 +7,10 @@ from typing import Any, Self
 import numpy as np
 
 from trajkit.codecs import Array
-from trajkit.errors import OverBudget
 from trajkit.estimators import Counts, Estimator
 from trajkit.fits import Fit
 from trajkit.lanes import Arithmetic, open_arithmetic
-from trajkit.layout import FlatVector, Plan, plan_workers
+from trajkit.layout import FlatVector, Plan, plan_batch
 from trajkit.parallel import count_workers
 from trajkit.shards import FolderWriter
 from trajkit.store import Store
@@ -19,8 +18,6 @@ from trajkit.zarrays import ChunkReader
 
 _GLANCE = 256
 """elements that mostly tell whether any of a chunk may move"""
-
-
 GROUP_CHUNKS = 4
 """chunks evaluated together: a worker gives Python's lock away at each call, and waits for it"""
 
@@ -33,21 +30,12 @@ def plan_chunks(vectors: Mapping[str, FlatVector], budget: int) -> tuple[Plan, i
     """
     # arrays decoded, coded bytes on their way, and the bits
     one = max((v.chunk * (28 + 5 * v.dtype.itemsize) for v in vectors.values()), default=0)
-    group = GROUP_CHUNKS
-    while True:
-        try:
-            plan = plan_workers("extrapolate", count_workers(), group * one, budget)
-        except OverBudget:
-            if group == 1:
-                raise
-        else:
-            if plan.workers == count_workers() or group == 1:
-                return plan, group
-        group //= 2
+    workers = count_workers()
+    return plan_batch("extrapolate", workers, GROUP_CHUNKS, 1, lambda n: n * one, budget)
 
 
 class ChunkJob:
-    """What is evaluated, a chunk at a time; safe to call from many threads at once.
+    """What is evaluated, a few chunks at a time; safe to call from many threads at once.
 
     Keeps the fit's files open; use it in a ``with`` block.
 

@@ -15,7 +15,7 @@ import xxhash
 
 import trajkit
 from trajkit.design import StepAxis, null_above, null_median
-from trajkit.errors import FormatError, InvalidInput, NotFound, OverBudget
+from trajkit.errors import FormatError, InvalidInput, NotFound
 from trajkit.fit_chunks import FitOptions, Pace, VectorJob, Window
 from trajkit.fits import (
     DEFAULT_FIT,
@@ -29,7 +29,7 @@ from trajkit.fits import (
 from trajkit.kernels import api as kernels
 from trajkit.kernels.sums import Sums, new_stats, take_steps
 from trajkit.lanes import choose_device
-from trajkit.layout import FlatVector, Plan, plan_workers
+from trajkit.layout import FlatVector, Plan, plan_batch
 from trajkit.paper import MIN_DISTINCT, MIN_RANGE, describe_kept, is_weight
 from trajkit.parallel import count_workers
 from trajkit.progress import Finished, Progress, Started, silent
@@ -190,19 +190,13 @@ def plan_fit(vector: FlatVector, n_frames: int, budget: int) -> tuple[Plan, int]
     Raises:
         OverBudget: one worker with the smallest batch does not fit.
     """
-    batch = min(n_frames, BATCH_FRAMES)
-    while True:
+
+    def bytes_a_worker(batch: int) -> int:
         rows = batch + _SCRATCH_ROWS
-        a_worker = vector.chunk * (rows * vector.dtype.itemsize + _STATE_BYTES)
-        try:
-            plan = plan_workers("fit", count_workers(), a_worker, budget)
-        except OverBudget:
-            if batch <= _SMALLEST_BATCH:
-                raise
-        else:
-            if plan.workers == count_workers() or batch <= _SMALLEST_BATCH:
-                return plan, batch
-        batch = max(batch // 2, min(_SMALLEST_BATCH, n_frames))
+        return vector.chunk * (rows * vector.dtype.itemsize + _STATE_BYTES)
+
+    largest, smallest = (min(n_frames, n) for n in (BATCH_FRAMES, _SMALLEST_BATCH))
+    return plan_batch("fit", count_workers(), largest, smallest, bytes_a_worker, budget)
 
 
 def window_digest(store: Store, window: Window) -> str:

@@ -5,7 +5,7 @@ first checkpoint's files hold them. One vector a dtype gives even chunks whateve
 sizes, and one frame a checkpoint.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -147,3 +147,34 @@ def plan_workers(
             f"budget is {format_bytes(budget_bytes)}: raise --memory"
         )
     return Plan(min(workers, fitting), bytes_a_worker, fixed_bytes)
+
+
+def plan_batch(
+    what: str,
+    workers: int,
+    batch: int,
+    smallest: int,
+    bytes_a_worker: Callable[[int], int],
+    budget_bytes: int,
+) -> tuple[Plan, int]:
+    """Workers, and how much each takes at once: smaller batches first, then fewer workers.
+
+    ``batch`` is halved, down to ``smallest``, until all workers fit.
+
+    Raises:
+        OverBudget: one worker with the smallest batch does not fit.
+
+    >>> plan, batch = plan_batch("x", 2, 8, 1, lambda n: 10 * n, 50)
+    >>> plan.workers, batch
+    (2, 2)
+    """
+    while True:
+        try:
+            plan = plan_workers(what, workers, bytes_a_worker(batch), budget_bytes)
+        except OverBudget:
+            if batch <= smallest:
+                raise
+        else:
+            if plan.workers == workers or batch <= smallest:
+                return plan, batch
+        batch = max(batch // 2, smallest)
