@@ -212,7 +212,7 @@ def measure_point(work: Path, n: int, n_frames: int) -> dict[str, Any]:
 
 _POINT = """
 import json, resource, sys, time
-import numpy, trajkit, trajkit.fit, trajkit.kernels.cpu, trajkit.summary
+import numpy, trajkit, trajkit.fits.fit, trajkit.kernels.cpu.launch, trajkit.fits.table
 traj = trajkit.open(sys.argv[1])
 step = int(traj.steps[1])
 for keep_sums in (False, True):  # compiled code is loaded by now, that of long windows too

@@ -28,7 +28,8 @@ from machine import describe_machine
 
 from trajkit.kernels import reference
 from trajkit.kernels.formats import format_of
-from trajkit.kernels.sums import Solution, new_sums, span_units
+from trajkit.kernels.state import Solution, new_sums
+from trajkit.kernels.steps import span_units
 
 DTYPES = {"bfloat16": torch.uint16, "float16": torch.uint16, "float32": torch.uint32}
 FRAMES = (8, 16, 32, 64, 128, 512, 4096)
@@ -91,7 +92,7 @@ def measure_all(quick: bool) -> dict[str, Any]:
 
 def find_faults(dtype: str, device: str) -> list[str]:
     """Where a fit on the device differs from the reference, in words; empty if nowhere."""
-    from trajkit.kernels import gpu
+    from trajkit.kernels.gpu import launch as gpu
 
     faults = []
     for n_frames in (8, 64, 100):
@@ -152,7 +153,7 @@ def copy_bandwidth(n_bytes: int = 2**31) -> float:
 
 def measure(kind: str, dtype: str, n_frames: int, copy: float, quick: bool) -> dict[str, Any]:
     """One size, as many elements as fit in 70 % of the free memory."""
-    from trajkit.kernels import gpu
+    from trajkit.kernels.gpu import launch as gpu
 
     torch.cuda.empty_cache()
     width = format_of(dtype).width // 8

@@ -31,12 +31,12 @@ from settle import settle, time_call, timed
 from synthetic import write_series
 
 import trajkit
-from trajkit.codecs import CODECS
+from trajkit.checkpoints.series import find_series
 from trajkit.kernels import api as kernels
 from trajkit.parallel import count_workers
-from trajkit.series import find_series
-from trajkit.store import Store
-from trajkit.zarrays import ChunkReader
+from trajkit.store.chunks import ChunkReader
+from trajkit.store.codecs import CODECS
+from trajkit.store.store import Store
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "adder-grpo"
 BLOCK_BYTES = 1 << 24

@@ -107,7 +107,7 @@ def extrapolate_command(
     """
     if steps is None and options["alpha"] is None:
         raise click.UsageError("Missing option '--steps'.")
-    from trajkit.extrapolate import extrapolate, parse_steps, plan_extrapolate
+    from trajkit.forecast.extrapolate import extrapolate, parse_steps, plan_extrapolate
     from trajkit.trajectory import Trajectory
 
     traj = Trajectory.open(store)

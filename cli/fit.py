@@ -9,7 +9,7 @@ from trajkit.cli.console import Console
 from trajkit.cli.options import device_option, example, memory_option, speaking, store_option
 
 if TYPE_CHECKING:
-    from trajkit.paper import PaperStats
+    from trajkit.fits.paper import PaperStats
 
 
 @click.command(
@@ -68,8 +68,9 @@ def fit_command(
     R² alone cannot tell a drift from a random walk, so the closing lines set it beside what a
     driftless walk scores on the same steps.
     """
-    from trajkit.fit import choose_window, fit
-    from trajkit.paper import PaperStats, fit_sample
+    from trajkit.fits.fit import fit
+    from trajkit.fits.paper import PaperStats, fit_sample
+    from trajkit.fits.window import choose_window
     from trajkit.trajectory import Trajectory
     from trajkit.units import parse_bytes
 

@@ -18,8 +18,8 @@ from trajkit.units import format_bytes
 @speaking
 def info_command(console: Console, store: Path) -> None:
     """Say what the store holds: steps, tensors, bytes and fits."""
-    from trajkit.info import describe_store
-    from trajkit.store import Store
+    from trajkit.reports.info import describe_store
+    from trajkit.store.store import Store
 
     info = describe_store(Store.open(store))
     console.data(info)

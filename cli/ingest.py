@@ -70,7 +70,7 @@ def ingest_command(
     """
     import signal
 
-    from trajkit.ingest import ingest, plan_ingest
+    from trajkit.store.ingest import ingest, plan_ingest
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
 

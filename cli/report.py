@@ -49,7 +49,7 @@ def report_command(
     force: bool,
 ) -> None:
     """Write a self-contained page about a fit: index.html, summary.json and tensors.parquet."""
-    from trajkit.report import report
+    from trajkit.reports.report import report
     from trajkit.trajectory import Trajectory
 
     with console.progress() as progress:

@@ -29,7 +29,7 @@ def restore_command(
 
     Where the store was made with --dtype, the tensors are written in that dtype instead.
     """
-    from trajkit.restore import restore
+    from trajkit.store.restore import restore
     from trajkit.trajectory import Trajectory
 
     with console.progress() as progress:

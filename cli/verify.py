@@ -32,7 +32,7 @@ def verify_command(
     With --against, prove besides that 'trajkit restore' gives these checkpoints back byte for byte:
     tensors, safetensors headers, index, config and tokenizer files.
     """
-    from trajkit.verify import verify
+    from trajkit.reports.verify import verify
 
     with console.progress() as progress:
         result = verify(store, against=against or None, base=base, memory=memory, progress=progress)

@@ -15,14 +15,21 @@ functions may be called from many threads at once on different arrays, and relea
 Axis letters: T checkpoints, B checkpoints of one batch, N elements.
 """
 
-from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels import sums as _sums
+from trajkit.kernels import state as _sums
 from trajkit.kernels.calls import Calls
+from trajkit.kernels.checks import (
+    check_batch,
+    check_codes,
+    check_coding,
+    check_extrapolation,
+    check_filters,
+)
+from trajkit.kernels.dispatch import Backend, choose_backend, open_backend, unknown_backend
 from trajkit.kernels.flags import (
     FLAG_BELOW_HALF_ULP,
     FLAG_BELOW_THRESHOLD,
@@ -33,7 +40,8 @@ from trajkit.kernels.flags import (
     HELD_FLAGS,
 )
 from trajkit.kernels.formats import FORMATS, format_of, has_whole_blocks, values_of
-from trajkit.kernels.sums import SLOTS, Array, Solution, Stats, Sums, new_stats, span_units
+from trajkit.kernels.state import Array, Solution, Stats, Sums, new_stats
+from trajkit.kernels.steps import span_units
 
 __all__ = [
     "FLAG_BELOW_HALF_ULP",
@@ -64,8 +72,6 @@ __all__ = [
     "unshuffle",
     "values_of",
 ]
-
-Backend: TypeAlias = Literal["auto", "reference", "cpu", "cuda"]
 Rounding: TypeAlias = Literal["nearest", "stochastic"]
 Base: TypeAlias = Literal["mean", "last"]
 
@@ -86,14 +92,14 @@ def new_sums(n: int, dtype: str, x_ref: float, x_unit: float, *, backend: Backen
     """
     match backend:
         case "cuda":
-            from trajkit.kernels import gpu
+            from trajkit.kernels.gpu import launch as gpu
 
             sums: Sums = gpu.new_sums(n, dtype, x_ref, x_unit)
             return sums
         case "auto" | "cpu" | "reference":
             return _sums.new_sums(n, dtype, x_ref, x_unit)
         case _:
-            raise ValueError(_unknown(backend))
+            raise ValueError(unknown_backend(backend))
 
 
 def accumulate_frames(
@@ -127,13 +133,13 @@ def accumulate_frames(
         float64. Memory beyond the arguments: a few tens of kB.
     """
     is_key_T, steps_T = np.asarray(is_key_T, dtype=np.bool_), np.asarray(steps_T)
-    _check_batch(codes_TN, is_key_T, steps_T, sums.count == 0)
+    check_batch(codes_TN, is_key_T, steps_T, sums.count == 0)
     if codes_TN.shape[1] < sums.size:
         raise ValueError(f"frames of {codes_TN.shape[1]} elements for sums of {sums.size}")
-    chosen = _choose(backend, codes_TN)
+    chosen = choose_backend(backend, codes_TN)
     if chosen != "cuda":
-        _check_codes(codes_TN, sums.dtype)
-    _backend(chosen).accumulate_frames(codes_TN, is_key_T, steps_T, sums)
+        check_codes(codes_TN, sums.dtype)
+    open_backend(chosen).accumulate_frames(codes_TN, is_key_T, steps_T, sums)
 
 
 def merge_sums(a: Sums, b: Sums) -> Sums:
@@ -162,7 +168,7 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
         raise ValueError(
             f"sums merge in the order of their steps: {b.x_first:g} is not after {a.x_last:g}"
         )
-    merged: Sums = _backend(_choose("auto", a.s_d, "reference")).merge_sums(a, b)
+    merged: Sums = open_backend(choose_backend("auto", a.s_d, "reference")).merge_sums(a, b)
     return merged
 
 
@@ -180,10 +186,10 @@ def solve(
     Raises:
         ValueError: no checkpoints, or ``few`` or ``min_range`` out of range.
     """
-    _check_filters(min_range, few)
+    check_filters(min_range, few)
     if sums.count == 0:
         raise ValueError("nothing to solve: no checkpoint has been accumulated")
-    chosen = _backend(_choose(backend, sums.s_d))
+    chosen = open_backend(choose_backend(backend, sums.s_d))
     solution: Solution = chosen.solve(sums, min_range=min_range, few=few)
     return solution
 
@@ -204,14 +210,14 @@ def fit_frames(
     sums themselves are never in memory. Raises as they do.
     """
     is_key_T, steps_T = np.asarray(is_key_T, dtype=np.bool_), np.asarray(steps_T)
-    _check_filters(min_range, few)
-    _check_batch(codes_TN, is_key_T, steps_T, True)
+    check_filters(min_range, few)
+    check_batch(codes_TN, is_key_T, steps_T, True)
     if len(steps_T) == 0:
         raise ValueError("nothing to fit: no frames")
-    chosen = _choose(backend, codes_TN)
+    chosen = choose_backend(backend, codes_TN)
     if chosen != "cuda":
-        _check_codes(codes_TN, dtype)
-    solution: Solution = _backend(chosen).fit_frames(
+        check_codes(codes_TN, dtype)
+    solution: Solution = open_backend(chosen).fit_frames(
         codes_TN, is_key_T, steps_T, dtype, min_range=min_range, few=few
     )
     return solution
@@ -239,7 +245,7 @@ def summarise(
         NotImplementedError: a dtype no line is fitted to.
     """
     format_of(dtype)
-    stats: Stats = _backend(_choose(backend, solution.slope)).summarise(
+    stats: Stats = open_backend(choose_backend(backend, solution.slope)).summarise(
         solution, float(threshold), float(steps_window), dtype
     )
     return stats
@@ -259,8 +265,8 @@ def encode_frame(bits_N: Array, prev_N: Array, out_N: Array, *, backend: Backend
     >>> out
     array([2, 1, 0], dtype=uint8)
     """
-    _check_coding(bits_N, prev_N, out_N)
-    _backend(_choose(backend, out_N)).encode_frame(bits_N, prev_N, out_N)
+    check_coding(bits_N, prev_N, out_N)
+    open_backend(choose_backend(backend, out_N)).encode_frame(bits_N, prev_N, out_N)
 
 
 def decode_frame(codes_N: Array, prev_N: Array, out_N: Array, *, backend: Backend = "auto") -> None:
@@ -271,8 +277,8 @@ def decode_frame(codes_N: Array, prev_N: Array, out_N: Array, *, backend: Backen
     Raises:
         ValueError: other dtypes, or shapes that differ.
     """
-    _check_coding(codes_N, prev_N, out_N)
-    _backend(_choose(backend, out_N)).decode_frame(codes_N, prev_N, out_N)
+    check_coding(codes_N, prev_N, out_N)
+    open_backend(choose_backend(backend, out_N)).decode_frame(codes_N, prev_N, out_N)
 
 
 def unshuffle(planes_N: Array, block: int, out_N: Array, *, backend: Backend = "auto") -> None:
@@ -284,10 +290,10 @@ def unshuffle(planes_N: Array, block: int, out_N: Array, *, backend: Backend = "
     Raises:
         ValueError: other dtypes, shapes that differ, or no whole blocks of a multiple of 256.
     """
-    _check_coding(planes_N, out_N)
+    check_coding(planes_N, out_N)
     if not has_whole_blocks(block, len(out_N)):
         raise ValueError(f"no whole blocks of {block} elements in {len(out_N)}")
-    _backend(_choose(backend, out_N)).unshuffle(planes_N, block, out_N)
+    open_backend(choose_backend(backend, out_N)).unshuffle(planes_N, block, out_N)
 
 
 def read_rows(
@@ -321,7 +327,7 @@ def read_rows(
         raise ValueError(f"{n_rows} rows from {len(fds_T)} files and {len(places_T2)} places")
     if scratch is not None and (len(scratch[1]) < width or scratch[1].dtype != out_TN.dtype):
         raise ValueError("the second scratch must be like a row")
-    done: int = _backend("cpu").read_rows(calls, fds_T, places_T2, scratch, out_TN)
+    done: int = open_backend("cpu").read_rows(calls, fds_T, places_T2, scratch, out_TN)
     return done
 
 
@@ -374,11 +380,11 @@ def extrapolate_line(
     """
     if base not in ("mean", "last"):
         raise ValueError(f"base must be 'mean' or 'last', got {base!r}")
-    chosen = _choose(backend, out_bits)
+    chosen = choose_backend(backend, out_bits)
     if chosen != "cuda":
         floats = (slope, mean) if rsq is None else (slope, mean, rsq)
-        _check_extrapolation(dtype, rounding, (last_bits, out_bits), floats, flags)
-    counts: tuple[int, int, int] = _backend(chosen).extrapolate_line(
+        check_extrapolation(dtype, rounding, (last_bits, out_bits), floats, flags)
+    counts: tuple[int, int, int] = open_backend(chosen).extrapolate_line(
         base,
         last_bits,
         slope,
@@ -438,11 +444,11 @@ def extrapolate_pair(
     Raises:
         ValueError: shapes or dtypes that do not fit together, an unknown rounding.
     """
-    chosen = _choose(backend, out_bits)
+    chosen = choose_backend(backend, out_bits)
     if chosen != "cuda":
         floats = () if gate_rsq is None else (gate_rsq,)
-        _check_extrapolation(dtype, rounding, (bits_a, bits_b, bits_hold, out_bits), floats, flags)
-    counts: tuple[int, int, int] = _backend(chosen).extrapolate_pair(
+        check_extrapolation(dtype, rounding, (bits_a, bits_b, bits_hold, out_bits), floats, flags)
+    counts: tuple[int, int, int] = open_backend(chosen).extrapolate_pair(
         bits_a,
         bits_b,
         float(beta),
@@ -458,102 +464,3 @@ def extrapolate_pair(
         out_bits=out_bits,
     )
     return counts
-
-
-def _choose(backend: Backend, array: Array, for_numpy: Backend = "cpu") -> Backend:
-    """The backend that is meant, "auto" resolved by the kind of the array."""
-    is_numpy = isinstance(array, np.ndarray)
-    if backend == "auto":
-        return for_numpy if is_numpy else "cuda"
-    if backend in ("reference", "cpu") and not is_numpy:
-        raise ValueError(f"backend {backend!r} takes numpy arrays, got {type(array).__name__}")
-    if backend == "cuda" and is_numpy:
-        raise ValueError("backend 'cuda' takes torch tensors on the device, got numpy arrays")
-    return backend
-
-
-def _backend(backend: Backend) -> Any:
-    """The module of a backend, imported now; RuntimeError where what it needs is missing."""
-    match backend:
-        case "reference":
-            from trajkit.kernels import reference
-
-            return reference
-        case "cpu":
-            if find_spec("numba") is None:
-                raise RuntimeError("backend 'cpu' needs numba: pip install numba")
-            from trajkit.kernels import cpu
-
-            return cpu
-        case "cuda":
-            if find_spec("triton") is None:
-                raise RuntimeError("backend 'cuda' needs triton (Linux only): pip install triton")
-            from trajkit.kernels import gpu
-
-            return gpu
-        case _:
-            raise ValueError(_unknown(backend))
-
-
-def _unknown(backend: str) -> str:
-    return f"unknown backend {backend!r}; choose auto, reference, cpu or cuda"
-
-
-def _check_filters(min_range: float, few: int) -> None:
-    """Raise ValueError for filters that mean nothing."""
-    if not min_range >= 0:
-        raise ValueError(f"min_range must be 0 or more, got {min_range}")
-    if not 1 <= few <= SLOTS + 1:
-        raise ValueError(f"few must lie in 1..{SLOTS + 1}, got {few}")
-
-
-def _check_batch(
-    codes_TN: Array, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any], first: bool
-) -> None:
-    """Raise ValueError unless frames, key marks and steps belong together."""
-    if len(codes_TN.shape) != 2 or not len(codes_TN) == len(is_key_T) == len(steps_T):
-        raise ValueError(
-            f"frames of shape {tuple(codes_TN.shape)} need as many key marks and steps, "
-            f"got {len(is_key_T)} and {len(steps_T)}"
-        )
-    if first and len(is_key_T) and not is_key_T[0]:
-        raise ValueError("the first frame is a delta, but nothing comes before it")
-
-
-def _check_codes(codes_TN: NDArray[Any], dtype: str) -> None:
-    """Raise ValueError unless the frames are the dtype's unsigned integers, side by side."""
-    bits = format_of(dtype).bits
-    if codes_TN.dtype != bits:
-        raise ValueError(f"{dtype} frames must be {bits}, got {codes_TN.dtype}")
-    if codes_TN.size and codes_TN.strides[1] != bits.itemsize and codes_TN.shape[1] > 1:
-        raise ValueError("frames must have unit stride along the elements")
-
-
-def _check_coding(*arrays: Array) -> None:
-    """Raise ValueError unless all are one unsigned dtype and one shape [N]."""
-    first = arrays[0]
-    for array in arrays:
-        if len(array.shape) != 1 or array.shape != first.shape:
-            raise ValueError(f"frames must be [N] alike, got {[tuple(a.shape) for a in arrays]}")
-        if array.dtype != first.dtype or "uint" not in str(array.dtype):
-            raise ValueError(f"frames must be unsigned alike, got {[str(a.dtype) for a in arrays]}")
-
-
-def _check_extrapolation(
-    dtype: str,
-    rounding: str,
-    bits: tuple[NDArray[Any], ...],
-    floats: tuple[NDArray[Any], ...],
-    flags: NDArray[Any] | None,
-) -> None:
-    """Raise ValueError unless bits, float32 numbers and flags are all [N]."""
-    if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}")
-    expected: list[tuple[Any, Any]] = [(array, format_of(dtype).bits) for array in bits]
-    expected += [(array, np.dtype(np.float32)) for array in floats]
-    expected += [(flags, np.dtype(np.uint8))] if flags is not None else []
-    for array, wanted in expected:
-        if array.shape != bits[0].shape or array.ndim != 1:
-            raise ValueError(f"arrays must be [N] alike, got {array.shape} and {bits[0].shape}")
-        if array.dtype != wanted:
-            raise ValueError(f"expected {wanted} for {dtype} elements, got {array.dtype}")

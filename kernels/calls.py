@@ -1,4 +1,4 @@
-"""The C functions that compiled code reads chunks with; see :mod:`trajkit.kernels.cpu_read`."""
+"""The C functions that compiled code reads chunks with; see :mod:`trajkit.kernels.cpu.read`."""
 
 from typing import NamedTuple
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from trajkit.kernels import flags as flag
 from trajkit.kernels.formats import Bits, bits_of, format_of, ulp_of, values_of
-from trajkit.kernels.sums import (
+from trajkit.kernels.noise import uniform_noise
+from trajkit.kernels.state import (
     DRIFT_T_BINS,
     DW_BINS,
     MAX_CHANGES,
@@ -27,10 +28,8 @@ from trajkit.kernels.sums import (
     Sums,
     new_stats,
     new_sums,
-    span_units,
-    take_steps,
-    uniform_noise,
 )
+from trajkit.kernels.steps import span_units, take_steps
 
 Floats = NDArray[np.floating[Any]]
 
@@ -244,7 +243,7 @@ def fit_frames(
 
 
 def summarise(solution: Solution, threshold: float, steps_window: float, dtype: str) -> Stats:
-    """Counts, moments and histograms; see :class:`~trajkit.kernels.sums.Stats`."""
+    """Counts, moments and histograms; see :class:`~trajkit.kernels.state.Stats`."""
     stats = new_stats(threshold, steps_window)
     flags_N = solution.flags
 

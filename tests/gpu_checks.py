@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from trajkit.kernels import api, gpu, reference
-from trajkit.kernels.gpu_lane import GpuArithmetic, GpuLane
-from trajkit.kernels.gpu_launch import new_solution
-from trajkit.kernels.sums import new_sums, span_units
+from trajkit.kernels import api, reference
+from trajkit.kernels.gpu import launch as gpu
+from trajkit.kernels.gpu.lane import GpuArithmetic, GpuLane
+from trajkit.kernels.gpu.prepare import new_solution
+from trajkit.kernels.state import new_sums
+from trajkit.kernels.steps import span_units
 
 SUM_NAMES = ("s_d", "s_ud", "s_dd", "q", "p")
 EXACT_NAMES = ("y_first", "y_min", "y_max", "bits_last", "changes", "distinct", "slots", "invalid")

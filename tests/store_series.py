@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trajkit.dtypes import DTYPES
+from trajkit.arrays import DTYPES
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_malformed import pack, two_shards
 
-from trajkit.checkpoint import Checkpoint, HalfWritten, TensorEntry, open_checkpoint, read_into
-from trajkit.dtypes import DTYPES
+from trajkit.arrays import DTYPES
+from trajkit.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from trajkit.checkpoints.header import HalfWritten, read_into
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
 
 SETTINGS = settings(

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import blosc
 
-from trajkit import native, zarrays
-from trajkit.codecs import CODECS, codec_by_name
 from trajkit.errors import FormatError, StorageError
 from trajkit.kernels import api
-from trajkit.zarrays import ChunkReader, RowWriter, ZArray
+from trajkit.store import chunks, native
+from trajkit.store.array import ZArray
+from trajkit.store.chunks import ChunkReader
+from trajkit.store.codecs import CODECS, codec_by_name, with_checksum
+from trajkit.store.rows import RowWriter, write_row
 
 WIDTHS = ("uint8", "uint16", "uint32", "uint64")
 COMPILED = ("zstd", "lz4", "none")
@@ -43,7 +45,7 @@ def write(path: Path, values: np.ndarray, chunk: int, codec: str, rows: bool = T
     n_rows = len(values) if rows else None
     array = ZArray(path, values.dtype, values.shape[1], chunk, codec_by_name(codec), n_rows)
     for t, row in enumerate(values):
-        array.write_row(row, t)
+        write_row(array, row, t)
     return array
 
 
@@ -140,7 +142,7 @@ def test_valid_checksums_over_other_content_are_refused(tmp_path: Path, codec: s
     for body in bad:
         array = ZArray(tmp_path / "a", np.dtype("uint16"), 4096, 4096, coder, 1)
         with RowWriter(array) as writer:
-            writer.append(zarrays.with_checksum(body))
+            writer.append(with_checksum(body))
         out = np.empty((1, 4096), np.uint16)
         with ChunkReader(array) as reader:
             if body[8:12] == (2**31 - 1).to_bytes(4, "little"):
@@ -154,7 +156,7 @@ def test_a_chunk_that_is_not_there_is_refused(tmp_path: Path, codec: str) -> Non
     """A shard whose index, under a valid checksum, marks a chunk as missing."""
     array = write(tmp_path / "a", frames("uint16", 256, 1, "small"), 256, codec)
     path = tmp_path / "a" / "c" / "0" / "0"
-    path.write_bytes(path.read_bytes()[:-20] + zarrays.with_checksum(b"\xff" * 16))
+    path.write_bytes(path.read_bytes()[:-20] + with_checksum(b"\xff" * 16))
     array = ZArray(array.path, array.dtype, 256, 256, array.codec, 1)
     with pytest.raises(FormatError, match="c/0/0"), ChunkReader(array) as reader:
         reader.read_rows(range(1), 0, np.empty((1, 256), np.uint16))
@@ -177,7 +179,7 @@ def test_a_refusing_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(path: str, flags: int) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(zarrays.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with (
         pytest.raises(StorageError, match=r"c/0/0: Too many open files"),
         ChunkReader(array) as reader,
@@ -188,7 +190,7 @@ def test_a_refusing_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_more_rows_than_files_may_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zarrays, "KEPT_OPEN", 3)
+    monkeypatch.setattr(chunks, "KEPT_OPEN", 3)
     values = frames("uint16", 700, 9, "small")
     array = write(tmp_path, values, 256, "lz4")
     with ChunkReader(array) as reader:

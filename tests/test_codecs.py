@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trajkit.codecs import CODECS, codec_by_name, with_checksum, without_checksum
 from trajkit.errors import FormatError, InvalidInput, Unsupported
+from trajkit.store.codecs import CODECS, codec_by_name, with_checksum, without_checksum
 
 WIDTHS = ("uint8", "uint16", "uint32", "uint64")
 NAMES = sorted(CODECS)
@@ -36,7 +36,7 @@ def test_every_chunk_comes_back(name: str, dtype: str, n: int, spread: int, seed
 EQUAL_BYTES = """
 import numpy as np
 from concurrent.futures import ThreadPoolExecutor
-from trajkit.codecs import CODECS, codec_by_name
+from trajkit.store.codecs import CODECS, codec_by_name
 
 chunk = np.zeros(1 << 18, "uint64")
 chunk[: 1 << 15] = np.random.default_rng(5).integers(0, 1 << 40, 1 << 15)

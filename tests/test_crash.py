@@ -17,12 +17,12 @@ from safetensors import deserialize
 from store_series import any_bits, contents, drift, same_bits, small_series, write_checkpoint
 
 import trajkit
-from trajkit import writer as writer_module
+from trajkit.checkpoints.header import HalfWritten
 from trajkit.errors import Locked, NotFound, StorageError, TrajkitError
-from trajkit.header import HalfWritten
-from trajkit.store import Store
-from trajkit.verify import verify
-from trajkit.writer import StoreLock
+from trajkit.reports.verify import verify
+from trajkit.store import writer as writer_module
+from trajkit.store.lock import StoreLock
+from trajkit.store.store import Store
 
 KILLS = 50
 STEPS = 12
@@ -55,7 +55,7 @@ def check_committed(store: Path, series: list[dict[str, np.ndarray]]) -> int:
 KILLER = """
 import json, os, pathlib, random, signal, sys, time
 sys.path.insert(0, sys.argv[4])
-from trajkit.ingest import ingest
+from trajkit.store.ingest import ingest
 ckpts, store, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 ingest(ckpts, store + ".warm", memory="64MiB")  # imports, compiled kernels
 started = time.perf_counter()
@@ -303,7 +303,9 @@ def test_a_checkpoint_written_to_while_it_is_read(
     assert verify(tmp_path / "s.zarr", against=tmp_path / "ckpts").ok
 
 
-INGEST = "import sys; from trajkit.ingest import ingest; print(ingest(sys.argv[1], sys.argv[2]))"
+INGEST = (
+    "import sys; from trajkit.store.ingest import ingest; print(ingest(sys.argv[1], sys.argv[2]))"
+)
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ import pytest
 from conftest import ROOT, SEEN
 from test_cli import run
 
-OPTIONAL = {"trajkit.kernels.gpu_lane"}
 MODULES = sorted(
-    f"trajkit.{place}{path.stem}"
-    for room, place in (("trajkit", ""), ("kernels", "kernels."), ("cli", "cli."))
-    for path in (ROOT / room).glob("*.py")
-    if path.stem != "__init__" and not (room == "kernels" and path.stem.startswith("gpu"))
+    ".".join(("trajkit", *(("",) if room == "trajkit" else (room,)), *inner.parts)).replace(
+        "..", "."
+    )
+    for room in ("trajkit", "kernels", "cli")
+    for path in (ROOT / room).rglob("*.py")
+    if path.stem != "__init__" and not path.is_relative_to(ROOT / "kernels" / "gpu")
+    for inner in (path.relative_to(ROOT / room).with_suffix(""),)
+    if not any(p.is_symlink() for p in path.parents)
 )
 
 
@@ -51,12 +54,28 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}: {done.stderr}"
 
 
-def test_readme_names_every_file_of_the_house() -> None:
-    text = (ROOT / "README.md").read_text()
-    for room in ("trajkit", "kernels", "cli", "examples", "benchmarks"):
-        for path in sorted((ROOT / room).glob("*.py")):
+def test_packages_name_every_module_of_theirs() -> None:
+    packages = {
+        path.parent for room in ("trajkit", "kernels") for path in (ROOT / room).rglob("*.py")
+    }
+    for package in packages:
+        if (
+            package in (ROOT / "trajkit", ROOT / "kernels")
+            or not (package / "__init__.py").exists()
+        ):
+            continue
+        lines = (package / "__init__.py").read_text()
+        for path in package.glob("*.py"):
             if path.stem != "__init__":
-                assert re.search(rf"\b{path.stem}\b", text), f"README lacks {room}/{path.name}"
+                named = re.search(rf"(?m)^(?:.*, )?{path.stem}\b", lines)
+                assert named, f"{package.name}/__init__.py lacks a line for {path.stem}"
+
+
+def test_readme_names_every_package_of_the_house() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in sorted((ROOT / "trajkit").iterdir()):
+        if path.is_dir() and path.name != "__pycache__":
+            assert re.search(rf"(?m)^ *{path.name}/ ", text), f"README's map lacks {path.name}/"
 
 
 def test_readme_links_exist() -> None:

@@ -27,7 +27,7 @@ from transformers import (
 
 import trajkit
 from trajkit.errors import Mismatch
-from trajkit.rules import is_copied
+from trajkit.forecast.rules import is_copied
 
 STEPS = (5, 10, 15, 20)
 SMALL = {

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from store_series import contents, write_checkpoint
 
 import trajkit
+from trajkit.arrays import DTYPES
 from trajkit.cli.main import cli
-from trajkit.dtypes import DTYPES
 from trajkit.errors import AlreadyExists, InvalidInput, Mismatch, NotFound, OverBudget, Unsupported
-from trajkit.estimators import ESTIMATORS
-from trajkit.extrapolate import parse_steps, plan_extrapolate
-from trajkit.rules import assign_rules, is_copied, parse_rule
+from trajkit.fits.estimators import ESTIMATORS
+from trajkit.forecast.extrapolate import parse_steps, plan_extrapolate
+from trajkit.forecast.rules import assign_rules, is_copied, parse_rule
 from trajkit.trajectory import Trajectory
 
 STEPS = (0, 10, 30, 40, 70)
@@ -601,7 +601,7 @@ KILLS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import trajkit
-from trajkit.checkpoint import open_checkpoint
+from trajkit.checkpoints.checkpoint import open_checkpoint
 from trajkit.errors import TrajkitError
 
 store, out, force = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "force"
@@ -707,13 +707,13 @@ def test_a_kill_at_any_instant_leaves_no_folder_that_is_wrong(tmp_path: Path, mo
 
 ON_A_DEVICE = """
 import sys, trajkit
-from trajkit import extrapolate_chunks
-from trajkit.kernels.gpu_lane import GpuArithmetic
+from trajkit.forecast import chunks
+from trajkit.kernels.gpu.lane import GpuArithmetic
 
-trajkit.extrapolate  # the function; its module is under the same name
-module = sys.modules["trajkit.extrapolate"]
+import trajkit.forecast.extrapolate
+module = sys.modules["trajkit.forecast.extrapolate"]
 module.choose_device = lambda device: device
-extrapolate_chunks.open_arithmetic = lambda device, dtype: GpuArithmetic(dtype, "cpu")
+chunks.open_arithmetic = lambda device, dtype: GpuArithmetic(dtype, "cpu")
 for estimator in ("anchored", "line", "two-point"):
     trajkit.extrapolate(
         trajkit.open(sys.argv[1]), 90, f"{sys.argv[2]}/{estimator}", estimator=estimator,

@@ -10,11 +10,12 @@ from scipy.stats import linregress
 from series_on_disk import rounded, write_series, write_values
 
 import trajkit
+from trajkit.checkpoints.layout import lay_out
 from trajkit.errors import InvalidInput, NotFound, OverBudget
-from trajkit.fit import plan_fit
+from trajkit.fits.plan import plan_fit
 from trajkit.kernels import api as kernels
-from trajkit.layout import lay_out
-from trajkit.store import Store
+from trajkit.store.store import Store
+from trajkit.store.tensors import element_bits
 
 
 def fit_of(tmp_path: Path, steps: list[int], values_TN: np.ndarray, dtype: str, **options):
@@ -43,7 +44,7 @@ def test_real_trajectory_agrees_with_scipy(adder_store: Path) -> None:
     for name, info in traj.tensors.items():
         slopes, means, rsqs = fit.slope(name).ravel(), fit.mean(name).ravel(), fit.rsq(name).ravel()
         elements = rng.choice(info.size, min(150, info.size), replace=False)
-        bits_TM = traj.element_bits(info.dtype, info.offset + elements)
+        bits_TM = element_bits(traj.store, info.dtype, info.offset + elements)
         values_TM = (bits_TM.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         largest = np.abs(slopes).max()
         for m, element in enumerate(elements):

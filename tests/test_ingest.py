@@ -16,8 +16,8 @@ import pytest
 from store_series import any_bits, drift, pack, same_bits, small_series, write_checkpoint
 
 import trajkit
-from trajkit.codecs import CODECS
-from trajkit.dtypes import DTYPES
+from trajkit.arrays import DTYPES
+from trajkit.checkpoints.cast import convert_bits
 from trajkit.errors import (
     AlreadyExists,
     FormatError,
@@ -28,12 +28,12 @@ from trajkit.errors import (
     StorageError,
     TrajkitError,
 )
-from trajkit.ingest import plan_ingest
 from trajkit.progress import Event, Finished, Note
-from trajkit.source import convert_bits
-from trajkit.store import Store
-from trajkit.verify import verify
-from trajkit.writer import StoreLock
+from trajkit.reports.verify import verify
+from trajkit.store.codecs import CODECS
+from trajkit.store.ingest import plan_ingest
+from trajkit.store.lock import StoreLock
+from trajkit.store.store import Store
 
 
 class Notes:

@@ -12,12 +12,13 @@ import zarr
 from store_series import any_bits, drift, same_bits, small_series, write_checkpoint
 
 import trajkit
-from trajkit.checkpoint import open_checkpoint
-from trajkit.dtypes import DTYPES
-from trajkit.source import FlatReader
-from trajkit.store import Store, chunk_digest
-from trajkit.writer import StoreWriter
-from trajkit.zarrays import canonical_json
+from trajkit.arrays import DTYPES
+from trajkit.checkpoints.checkpoint import open_checkpoint
+from trajkit.checkpoints.reader import FlatReader
+from trajkit.disk import canonical_json
+from trajkit.store.commit import chunk_digest
+from trajkit.store.store import Store
+from trajkit.store.writer import StoreWriter
 
 KEYFRAMES = 3
 STEPS = [10, 20, 30, 40, 50]

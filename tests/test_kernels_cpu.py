@@ -22,7 +22,7 @@ from scipy.stats import linregress
 
 from trajkit.kernels import api, reference
 from trajkit.kernels.formats import FORMATS, values_of
-from trajkit.kernels.sums import Solution, Stats
+from trajkit.kernels.state import Solution, Stats
 
 BAND = 64 * 2.0**-24
 SUMS = ("s_d", "s_ud", "s_dd", "q", "p")
@@ -341,10 +341,10 @@ def test_code_is_compiled_again_when_a_file_it_calls_changes(tmp_path: Path) -> 
     package = tmp_path / "house" / "trajkit"
     shutil.copytree(Path(api.__file__).parent, package / "kernels")
     (package / "__init__.py").write_text("")
-    code = "from trajkit.kernels.cpu_extra import outer; print(outer(1))"
-    (package / "kernels" / "cpu_extra.py").write_text(
-        "from trajkit.kernels.cpu_bits import compiled\n"
-        "from trajkit.kernels.cpu_inner import inner\n"
+    code = "from trajkit.kernels.cpu.extra import outer; print(outer(1))"
+    (package / "kernels" / "cpu" / "extra.py").write_text(
+        "from trajkit.kernels.cpu.compile import compiled\n"
+        "from trajkit.kernels.cpu.inner import inner\n"
         "@compiled\ndef outer(x):\n    return inner(x) + 1\n"
     )
     environment = os.environ | {
@@ -352,8 +352,8 @@ def test_code_is_compiled_again_when_a_file_it_calls_changes(tmp_path: Path) -> 
         "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
     }
     for factor, term in ((10, 0), (20, 0), (20, 5), (20, 5)):
-        (package / "kernels" / "cpu_inner.py").write_text(
-            "from trajkit.kernels.cpu_bits import compiled\n"
+        (package / "kernels" / "cpu" / "inner.py").write_text(
+            "from trajkit.kernels.cpu.compile import compiled\n"
             "from trajkit.kernels.terms import TERM\n"
             f"@compiled\ndef inner(x):\n    return {factor} * x + TERM\n"
         )
@@ -361,7 +361,7 @@ def test_code_is_compiled_again_when_a_file_it_calls_changes(tmp_path: Path) -> 
         command = [sys.executable, "-P", "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         assert int(done.stdout) == factor + term + 1
-    kept = list((tmp_path / "cache").rglob("cpu_extra.outer*.nbc"))
+    kept = list((tmp_path / "cache").rglob("extra.outer*.nbc"))
     assert len(kept) == 3  # one for each of the sources, and the last run compiled nothing
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trajkit.kernels.formats import FORMATS, bits_of, ulp_of, values_of
-from trajkit.kernels.sums import uniform_noise
+from trajkit.kernels.noise import uniform_noise
 
 NARROW = [name for name, form in FORMATS.items() if form.width <= 16]
 

@@ -58,7 +58,7 @@ def compile_ahead(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from trajkit.kernels.gpu_launch import NUM_WARPS, max_registers
+    from trajkit.kernels.gpu.prepare import NUM_WARPS, max_registers
 
     names = kernel.arg_names
     full = {name: "constexpr" if name in constants else signature[name] for name in names}
@@ -103,7 +103,7 @@ def assemble(ptx: str, path: Path) -> tuple[int, int]:
 
 
 def common_constants(dtype: str) -> dict[str, object]:
-    from trajkit.kernels.gpu_launch import block_elements
+    from trajkit.kernels.gpu.prepare import block_elements
 
     shift = CODES[dtype][1]
     return {
@@ -135,7 +135,7 @@ def test_one_pass_fit_compiles_without_spills_and_with_wide_loads(
     dtype: str, arch: int, tmp_path: Path
 ) -> None:
     from trajkit.kernels.formats import FORMATS
-    from trajkit.kernels.gpu_frames import _fit_frames_kernel
+    from trajkit.kernels.gpu.frames import _fit_frames_kernel
 
     code = CODES[dtype][0]
     signature = {
@@ -162,7 +162,7 @@ def test_one_pass_fit_compiles_without_spills_and_with_wide_loads(
 def test_accumulation_compiles_without_spills_and_with_wide_loads(
     dtype: str, arch: int, tmp_path: Path
 ) -> None:
-    from trajkit.kernels.gpu_frames import _accumulate_frames_kernel
+    from trajkit.kernels.gpu.frames import _accumulate_frames_kernel
 
     code = CODES[dtype][0]
     signature = {
@@ -193,7 +193,7 @@ def test_accumulation_compiles_without_spills_and_with_wide_loads(
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_extrapolation_rounds_the_product_and_the_sum(arch: int, tmp_path: Path) -> None:
     """The machine code has no fused multiply-add: CUDA 12.9 once made one in spite of the flag."""
-    from trajkit.kernels.gpu_extrapolate import _extrapolate_pair_kernel
+    from trajkit.kernels.gpu.extrapolate import _extrapolate_pair_kernel
 
     signature = {
         **dict.fromkeys(("a_ptr", "b_ptr", "hold_ptr"), "*u16"),

@@ -29,7 +29,7 @@ from trajkit.kernels.flags import (
     FLAG_STATIC,
 )
 from trajkit.kernels.formats import FORMATS, bits_of, values_of
-from trajkit.kernels.sums import Solution, new_stats
+from trajkit.kernels.state import Solution, new_stats
 
 UNIT = 2.0**-24
 ROUNDINGS = 24
@@ -229,7 +229,7 @@ def test_no_output_is_left_unwritten(n: int, monkeypatch: pytest.MonkeyPatch) ->
         array.view(np.uint8)[...] = 0xFF  # a NaN as a number, all flags as a mask
         return array
 
-    monkeypatch.setattr("trajkit.kernels.cpu.np.empty", poisoned)
+    monkeypatch.setattr("trajkit.kernels.cpu.launch.np.empty", poisoned)
     got = api.fit_frames(bits, keys_only(17), np.arange(17), "bfloat16")
     np.testing.assert_array_equal(got.flags, want.flags)
     np.testing.assert_array_equal(got.bits_last, want.bits_last)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from make_malformed import CASES, Case, pack, two_shards, write_case
 from safetensors.numpy import save
 
-from trajkit.checkpoint import Checkpoint, open_checkpoint
+from trajkit.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from trajkit.checkpoints.series import Series, find_series
 from trajkit.errors import TrajkitError
-from trajkit.series import Series, find_series
 
 SETTINGS = settings(
     deadline=None,

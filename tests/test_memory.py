@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trajkit.layout import FlatVector, TensorInfo, lay_out, plan_workers
+from trajkit.checkpoints.layout import FlatVector, TensorInfo, lay_out
+from trajkit.parallel import plan_workers
+from trajkit.store.writer import bytes_a_worker
 from trajkit.units import parse_bytes
-from trajkit.writer import bytes_a_worker
 
 MEASURE = """
 import json, resource, sys
 verb, ckpts, store, out, memory = sys.argv[1:]
-from trajkit.ingest import ingest
-from trajkit.restore import restore
+from trajkit.store.ingest import ingest
+from trajkit.store.restore import restore
 from trajkit.trajectory import Trajectory
-from trajkit.verify import verify
-from trajkit.fits import check_fits
-import numpy as np, trajkit.kernels.cpu
+from trajkit.reports.verify import verify
+from trajkit.fits.check import check_fits
+import numpy as np, trajkit.kernels.cpu.launch
 from trajkit.kernels import api
 for bits in ("uint8", "uint16", "uint32"):  # the compiled kernels belong to the libraries
     a = np.zeros(8, bits)

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import linregress
 
 import trajkit
-from trajkit.fit import choose_window
-from trajkit.paper import fit_sample
+from trajkit.fits.paper import fit_sample
+from trajkit.fits.window import choose_window
 
 
 def by_definition(traj: trajkit.Trajectory, threshold: float) -> dict[str, float]:

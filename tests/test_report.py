@@ -16,11 +16,11 @@ from series_on_disk import TORCH_DTYPES, write_series
 
 import trajkit
 from trajkit.errors import AlreadyExists, InvalidInput, NotFound
-from trajkit.findings import find, judge
-from trajkit.modules import MAX_ROWS, OTHERS, Place, arrange_modules, place_of
-from trajkit.page_tables import fold_table, table_json
-from trajkit.report import ReportResult, report
-from trajkit.walks import reference_walks
+from trajkit.reports.findings import find, judge
+from trajkit.reports.modules import MAX_ROWS, OTHERS, Place, arrange_modules, place_of
+from trajkit.reports.report import ReportResult, report
+from trajkit.reports.tables import fold_table, table_json
+from trajkit.stats.walks import reference_walks
 
 SECTIONS = ("findings", "run", "rsq", "accounting", "modules", "drift", "gallery", "tensors")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -12,10 +12,10 @@ from conftest import SEEN
 from store_series import any_bits, contents, drift, small_series, write_checkpoint
 
 import trajkit
+from trajkit.checkpoints.record import SourceRecord, source_path
+from trajkit.disk import canonical_json
 from trajkit.errors import AlreadyExists, FormatError, NotFound, OverBudget
-from trajkit.source import SourceRecord, source_path
-from trajkit.store import Store
-from trajkit.zarrays import canonical_json
+from trajkit.store.store import Store
 
 
 def test_the_real_run_comes_back_byte_for_byte(adder_store: Path, tmp_path: Path) -> None:

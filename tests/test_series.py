@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_malformed import pack, two_shards
 
-from trajkit.checkpoint import open_checkpoint
+from trajkit.checkpoints.checkpoint import open_checkpoint
+from trajkit.checkpoints.series import Series, find_series
 from trajkit.errors import FormatError, InvalidInput, NotFound, Unsupported
-from trajkit.series import Series, find_series
 
 WEIGHTS = pack({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}})
 
@@ -457,7 +457,7 @@ def test_a_step_that_vanishes_while_looking_is_one_line(
             shutil.rmtree(path, ignore_errors=True)
         return open_checkpoint(path, step)
 
-    monkeypatch.setattr("trajkit.series.open_checkpoint", vanish)
+    monkeypatch.setattr("trajkit.checkpoints.series.open_checkpoint", vanish)
     series = find_series([tmp_path])
     assert steps(series) == [5]
     assert [item.step for item in series.incomplete] == [6]

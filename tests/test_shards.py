@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_series import any_bits, contents, pack
 
-from trajkit import shards
-from trajkit.checkpoint import HalfWritten, open_checkpoint
+from trajkit.checkpoints import folder
+from trajkit.checkpoints.checkpoint import open_checkpoint
+from trajkit.checkpoints.folder import FolderWriter, check_target
+from trajkit.checkpoints.header import HalfWritten
+from trajkit.checkpoints.layout import lay_out
+from trajkit.checkpoints.record import SourceRecord
+from trajkit.checkpoints.shards import plan_files
+from trajkit.disk import exchange
 from trajkit.errors import AlreadyExists, FormatError, Locked, Mismatch
-from trajkit.layout import lay_out
-from trajkit.shards import FolderWriter, check_target, plan_files
-from trajkit.source import SourceRecord
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 TABLE = [
@@ -146,7 +149,7 @@ def test_force_replaces_whatever_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, can_exchange: bool
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(shards, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(folder, "exchange", lambda a, b: False)
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "kept").write_text("kept")
@@ -172,12 +175,12 @@ def test_force_replaces_whatever_is_there(
 def test_exchange_is_atomic_here(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").write_text("b")
-    if not shards._exchange(tmp_path / "a", tmp_path / "b"):
+    if not exchange(tmp_path / "a", tmp_path / "b"):
         pytest.skip("this system or its disk cannot exchange two names")
     assert (tmp_path / "b").is_dir()
     assert (tmp_path / "a").read_text() == "b"
     with pytest.raises(FileNotFoundError):
-        shards._exchange(tmp_path / "a", tmp_path / "none")
+        exchange(tmp_path / "a", tmp_path / "none")
 
 
 def test_the_current_folder_is_never_replaced(

@@ -15,17 +15,18 @@ from hypothesis import strategies as st
 from store_series import any_bits, drift, same_bits, small_series, write_checkpoint
 
 import trajkit
-from trajkit.checkpoint import open_checkpoint
-from trajkit.dtypes import DTYPES
+from trajkit.arrays import DTYPES
+from trajkit.checkpoints.checkpoint import open_checkpoint
+from trajkit.checkpoints.layout import lay_out
+from trajkit.checkpoints.reader import FlatReader
+from trajkit.disk import canonical_json
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
-from trajkit.info import describe_store
-from trajkit.layout import lay_out
-from trajkit.source import FlatReader
-from trajkit.store import Commit, Frame, Store, table_document
+from trajkit.reports.info import describe_store
+from trajkit.reports.verify import verify
+from trajkit.store.commit import Commit, Frame, table_document
+from trajkit.store.store import Store
+from trajkit.store.writer import StoreWriter
 from trajkit.trajectory import Trajectory
-from trajkit.verify import verify
-from trajkit.writer import StoreWriter
-from trajkit.zarrays import canonical_json
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 7, 30]), max_size=3).map(tuple)
 MODELS = st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), min_size=1, max_size=6)

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from store_series import any_bits, drift, write_checkpoint
 
 import trajkit
-from trajkit.checkpoint import open_checkpoint
-from trajkit.dtypes import DTYPES
+from trajkit.arrays import DTYPES
+from trajkit.checkpoints.checkpoint import open_checkpoint
+from trajkit.checkpoints.reader import FlatReader
 from trajkit.errors import InvalidInput, NotFound
-from trajkit.source import FlatReader
+from trajkit.store.tensors import element_bits, read_bits
+from trajkit.store.writer import StoreWriter
 from trajkit.trajectory import Trajectory
-from trajkit.writer import StoreWriter
 
 DTYPE_NAMES = ["bfloat16", "float32", "float64", "float8_e5m2", "int32"]
 CHECKPOINTS = 11
@@ -58,7 +59,7 @@ def test_elements_in_any_order(
 ) -> None:
     traj, series = made
     at = np.array(elements, np.int64) + traj.tensors[name].offset
-    got = traj.element_bits(name, at)
+    got = element_bits(traj.store, name, at)
     bits = np.stack([s[name].reshape(-1).view(DTYPES[name].bits) for s in series])
     np.testing.assert_array_equal(got, bits[:, elements])
 
@@ -70,7 +71,7 @@ def test_any_range_of_a_flat_vector(
     traj, series = made
     a, b = sorted((a, b))
     expected = series[t]["float32"].reshape(-1).view(np.uint32)[a:b]
-    np.testing.assert_array_equal(traj.read_bits("float32", a, b, t), expected)
+    np.testing.assert_array_equal(read_bits(traj.store, "float32", a, b, t), expected)
 
 
 def test_scalars_and_empty_tensors(

@@ -11,10 +11,11 @@ import pytest
 from store_series import any_bits, contents, same_bits, small_series, write_checkpoint
 
 import trajkit
+from trajkit.disk import canonical_json
 from trajkit.errors import NotFound, TrajkitError
-from trajkit.store import Store
-from trajkit.verify import verify
-from trajkit.zarrays import canonical_json
+from trajkit.reports.verify import verify
+from trajkit.store.rows import write_row
+from trajkit.store.store import Store
 
 FLIPS = 200
 
@@ -139,7 +140,7 @@ def test_what_a_killed_writer_leaves_is_not_damage(store: Path) -> None:
             ahead["shape"][0] = 7
             (array.path / "zarr.json").write_bytes(canonical_json(ahead))
             assert verify(store).ok
-    replace(traj.steps_array, size=7).write_row(np.array([*traj.steps, 70]))
+    write_row(replace(traj.steps_array, size=7), np.array([*traj.steps, 70]))
     assert verify(store).ok
     ahead = traj.steps_array.metadata() | {"shape": [7]}
     (store / "steps" / "zarr.json").write_bytes(canonical_json(ahead))

@@ -1,6 +1,7 @@
 """Arrays on disk: what is written is plain Zarr v3, and what is not as written is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trajkit import zarrays
-from trajkit.codecs import CODECS, codec_by_name
+from trajkit.disk import canonical_json, disk_errors, replace_file
 from trajkit.errors import FormatError, StorageError
-from trajkit.zarrays import RowWriter, ZArray, canonical_json, disk_errors, replace_file
+from trajkit.store import array as zarrays
+from trajkit.store.array import ZArray
+from trajkit.store.codecs import CODECS, codec_by_name
+from trajkit.store.rows import RowWriter, write_row
 
 
 def make(path: Path, size: int, chunk: int, rows: int | None, codec: str = "zstd") -> ZArray:
@@ -51,7 +54,7 @@ def test_three_readers_see_the_same_rows(
         array.write_metadata()
         expected = np.stack([values(size, t) for t in range(rows)])
         for t in range(rows):
-            array.write_row(expected[t], t)
+            write_row(array, expected[t], t)
         np.testing.assert_array_equal([array.read_row(t) for t in range(rows)], expected)
         for t in range(rows):
             for s in range(-(-array.n_chunks // shard_chunks)):
@@ -65,7 +68,7 @@ def test_three_readers_see_the_same_rows(
 def test_pcodec_is_read_by_zarr_python(tmp_path: Path, dtype: str) -> None:
     array = ZArray(tmp_path / "a", np.dtype(dtype), 100, 30, codec_by_name("pcodec"), 1, ("t", "n"))
     array.write_metadata()
-    array.write_row(values(100).astype(dtype), 0)
+    write_row(array, values(100).astype(dtype), 0)
     np.testing.assert_array_equal(zarr.open_array(array.path, mode="r")[0], values(100))
 
 
@@ -115,7 +118,7 @@ def test_the_metadata_is_what_it_has_always_been(tmp_path: Path) -> None:
 def test_an_uncompressed_shard_is_these_bytes(tmp_path: Path) -> None:
     """Golden: two chunks of two elements, each with its crc32c, then the index with its own."""
     array = make(tmp_path / "a", 3, 2, None, "none")
-    array.write_row(np.array([1, 2, 3], np.uint16))
+    write_row(array, np.array([1, 2, 3], np.uint16))
     assert (tmp_path / "a" / "c" / "0").read_bytes().hex() == (
         "01000200" + "91d167b2" + "03000000" + "fec2452a"
         "0000000000000000" + "0800000000000000" + "0800000000000000" + "0800000000000000"
@@ -136,7 +139,7 @@ def test_a_row_that_is_not_finished_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_shard_is_its_chunks_and_nothing_else(tmp_path: Path) -> None:
     array = make(tmp_path / "a", 100, 10, 1)
-    array.write_row(values(100))
+    write_row(array, values(100))
     path = tmp_path / "a" / "c" / "0" / "0"
     whole = path.read_bytes()
     for damaged in (whole + b"\0", b"\0" + whole, whole[:-1], whole[1:], b"", whole[:100]):
@@ -153,7 +156,7 @@ def test_the_indexes_kept_stay_few(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(zarrays, "_CACHED_INDEX_BYTES", 200)
     array = make(tmp_path / "a", 10, 5, 40)
     for t in range(40):
-        array.write_row(values(10, t), t)
+        write_row(array, values(10, t), t)
     for t in [*range(40), 3, 39, 0]:
         np.testing.assert_array_equal(array.read_row(t), values(10, t))
         assert len(array._indexes) <= 5
@@ -166,7 +169,7 @@ def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(zarrays.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match=r"zarr.json: No space left on device; what was commit"):
         replace_file(path, b"after")
     assert path.read_bytes() == b"before"

@@ -4,23 +4,21 @@ The names below are the public API (DESIGN.md, section 8). They load on first us
 ``import trajkit`` and ``trajkit.kernels`` need none of the heavy libraries.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
-    "ingest": "trajkit.ingest",
-    "fit": "trajkit.fit",
-    "extrapolate": "trajkit.extrapolate",
-    "report": "trajkit.report",
-    "restore": "trajkit.restore",
-    "verify": "trajkit.verify",
+    "ingest": "trajkit.store.ingest",
+    "fit": "trajkit.fits.fit",
+    "extrapolate": "trajkit.forecast.extrapolate",
+    "report": "trajkit.reports.report",
+    "restore": "trajkit.store.restore",
+    "verify": "trajkit.reports.verify",
     "open": "trajkit.trajectory",
     "Trajectory": "trajkit.trajectory",
-    "Fit": "trajkit.fits",
+    "Fit": "trajkit.fits.kept",
     "TrajkitError": "trajkit.errors",
 }
 
@@ -40,15 +38,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from trajkit.errors import TrajkitError as TrajkitError
-    from trajkit.extrapolate import extrapolate as extrapolate
-    from trajkit.fit import fit as fit
-    from trajkit.fits import Fit as Fit
-    from trajkit.ingest import ingest as ingest
-    from trajkit.report import report as report
-    from trajkit.restore import restore as restore
+    from trajkit.fits.fit import fit as fit
+    from trajkit.fits.kept import Fit as Fit
+    from trajkit.forecast.extrapolate import extrapolate as extrapolate
+    from trajkit.reports.report import report as report
+    from trajkit.reports.verify import verify as verify
+    from trajkit.store.ingest import ingest as ingest
+    from trajkit.store.restore import restore as restore
     from trajkit.trajectory import Trajectory as Trajectory
     from trajkit.trajectory import open as open  # noqa: A004 - as in zarr.open
-    from trajkit.verify import verify as verify
 
 
 def __getattr__(name: str) -> Any:
@@ -61,19 +59,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
-
-
-class _Package(ModuleType):
-    """A package in which each verb's name is the function, although a module has it too.
-
-    Importing ``trajkit.fit`` makes Python set the package's attribute ``fit`` to the module, at
-    whatever moment that happens first; ``trajkit.fit(...)`` must be the call all the same.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and hasattr(value, name):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

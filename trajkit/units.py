@@ -15,8 +15,6 @@ _FACTORS = {
     "gi": 2**30,
     "ti": 2**40,
 }
-DEFAULT_MEMORY_BYTES = 2**30
-"""every command's budget unless ``--memory`` says otherwise, above interpreter and libraries"""
 
 
 def parse_bytes(text: str | int) -> int:

@@ -1,0 +1,14 @@
+"""The CPU backend: compiled loops over tiles, and their launchers.
+
+launch       what the api calls
+compile      how functions are compiled and kept
+bits         reinterpreting bits; formats' values
+frames       decode and sum, tile by tile
+tile         one tile in scratch memory
+solve        from sums to lines
+stats        statistics of lines
+extrapolate  new checkpoints, rounded once
+coding       frame coding
+shuffle      bit planes to codes
+read         chunks from files
+"""

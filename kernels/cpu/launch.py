@@ -1,0 +1,368 @@
+"""The CPU backend: launchers of the compiled kernels in the other files called cpu_*.
+
+A launcher works out what depends on the steps alone, allocates a few tens of kB of scratch, and
+calls one compiled function that holds no lock: call it from several threads on different arrays
+to use several cores. Functions are compiled on first use for each width of element (seconds) and
+kept on disk by numba, beside this file or in NUMBA_CACHE_DIR.
+
+Axis letters: T checkpoints, N elements. What is computed is specified in reference.py.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trajkit.kernels.calls import Calls
+from trajkit.kernels.cpu import coding as cpu_round
+from trajkit.kernels.cpu import extrapolate as cpu_extrapolate
+from trajkit.kernels.cpu import frames as cpu_frames
+from trajkit.kernels.cpu import read as cpu_read
+from trajkit.kernels.cpu import shuffle as cpu_shuffle
+from trajkit.kernels.cpu import solve as cpu_solve
+from trajkit.kernels.cpu import stats as cpu_stats
+from trajkit.kernels.cpu import tile as cpu_tile
+from trajkit.kernels.cpu.bits import TILE, flat, layout_of, scratch_tile
+from trajkit.kernels.formats import Bits, Format, format_of
+from trajkit.kernels.noise import mix_seed
+from trajkit.kernels.state import DRIFT_T_BINS, DW_BINS, ULPS_BINS, Solution, Stats, Sums, new_sums
+from trajkit.kernels.steps import span_units, take_steps
+
+__all__ = [
+    "accumulate_frames",
+    "decode_frame",
+    "encode_frame",
+    "extrapolate_line",
+    "extrapolate_pair",
+    "fit_frames",
+    "read_rows",
+    "solve",
+    "summarise",
+    "unshuffle",
+]
+
+
+def accumulate_frames(
+    codes_TN: Bits, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any], sums: Sums
+) -> None:
+    """Decode a batch of frames and add it to ``sums``, in place."""
+    form = format_of(sums.dtype)
+    fresh = sums.count == 0
+    window = _window(sums, is_key_T, steps_T)
+    if len(is_key_T) == 0:
+        return
+    words = scratch_tile(cpu_tile.WORD_ROWS, form.bits)
+    work = scratch_tile(cpu_tile.FLOAT_ROWS, form.work)
+    cpu_frames.accumulate(
+        flat(codes_TN),
+        _stride(codes_TN),
+        sums.size,
+        fresh,
+        window,
+        layout_of(form),
+        _state(sums),
+        np.zeros(3 * cpu_tile.RUNS),
+        words,
+        work,
+        _pad(codes_TN, sums.size),
+    )
+
+
+def solve(sums: Sums, *, min_range: float = 0.0, few: int = 4) -> Solution:
+    """The solution of ``sums``."""
+    form = format_of(sums.dtype)
+    answer = _new_answer(sums.size)
+    cpu_solve.solve(
+        sums.size,
+        _design(sums, min_range, few),
+        layout_of(form),
+        _state(sums),
+        np.zeros(TILE, dtype=form.bits),
+        scratch_tile(cpu_solve.ROWS, np.dtype(np.float64)),
+        answer,
+    )
+    return Solution(*answer, bits_last=sums.bits_last.copy())
+
+
+def fit_frames(
+    codes_TN: Bits,
+    is_key_T: NDArray[np.bool_],
+    steps_T: NDArray[Any],
+    dtype: str,
+    *,
+    min_range: float = 0.0,
+    few: int = 4,
+) -> Solution:
+    """Accumulate and solve, tile by tile; the sums exist for one tile at a time."""
+    form = format_of(dtype)
+    n = codes_TN.shape[1]
+    scratch = new_sums(TILE, dtype, *span_units(steps_T))
+    window = _window(scratch, is_key_T, steps_T)
+    answer, bits_last = _new_answer(n), np.empty(n, dtype=form.bits)
+    cpu_solve.fit(
+        flat(codes_TN),
+        _stride(codes_TN),
+        n,
+        window,
+        _design(scratch, min_range, few),
+        layout_of(form),
+        _state(scratch),
+        np.zeros(3 * cpu_tile.RUNS),
+        scratch_tile(cpu_tile.WORD_ROWS, form.bits),
+        scratch_tile(cpu_tile.FLOAT_ROWS, form.work),
+        _pad(codes_TN, n),
+        scratch_tile(cpu_solve.ROWS, np.dtype(np.float64)),
+        answer,
+        bits_last,
+    )
+    return Solution(*answer, bits_last=bits_last)
+
+
+def summarise(solution: Solution, threshold: float, steps_window: float, dtype: str) -> Stats:
+    """Counts, moments and histograms of a solution."""
+    counts, moments = np.zeros(10, dtype=np.int64), np.zeros(6)
+    hist_rsq = np.zeros(2 * cpu_stats.KEPT, dtype=np.int64)
+    hist_dw = np.zeros(DW_BINS + 1, dtype=np.int64)
+    hist_drift_t = np.zeros(DRIFT_T_BINS + 1, dtype=np.int64)
+    hist_ulps = np.zeros(ULPS_BINS + 1, dtype=np.int64)
+    fields = (
+        solution.slope,
+        solution.mean,
+        solution.rsq,
+        solution.flags,
+        solution.dw,
+        solution.drift_t,
+    )
+    cpu_stats.summarise(
+        cpu_solve.Answer(*map(flat, fields)),
+        np.float32(threshold),
+        layout_of(format_of(dtype)),
+        counts,
+        moments,
+        hist_rsq,
+        hist_dw,
+        hist_drift_t,
+        hist_ulps,
+        scratch_tile(cpu_stats.ROWS, np.dtype(np.int32)),
+    )
+    hist_rest, hist_kept = (part[:-1] for part in hist_rsq.reshape(2, cpu_stats.KEPT))
+    others = (hist[:-1] for hist in (hist_dw, hist_drift_t, hist_ulps))
+    hists = [hist_rest + hist_kept, hist_kept, *others]
+    numbers: list[Any] = [*counts.tolist(), *moments.tolist(), *hists]
+    return Stats(threshold, steps_window, *numbers)
+
+
+def encode_frame(bits_N: Bits, prev_N: Bits, out_N: Bits) -> None:
+    """Write zigzag(bits - prev)."""
+    scratch = np.empty(TILE, dtype=out_N.dtype)
+    top = 8 * out_N.itemsize - 1
+    cpu_round.encode(flat(bits_N), flat(prev_N), _writable(out_N), scratch, top)
+
+
+def unshuffle(planes_N: Bits, block: int, out_N: Bits) -> None:
+    """Codes from bit planes."""
+    cpu_shuffle.unshuffle(flat(planes_N), block, _writable(out_N))
+
+
+def read_rows(
+    calls: Calls,
+    fds_T: NDArray[np.int64],
+    places_T2: NDArray[Any],
+    scratch: tuple[Bits, Bits] | None,
+    out_TN: Bits,
+) -> int:
+    """One chunk a row, up to the first that is not as it should be."""
+    offsets_T, sizes_T = (np.ascontiguousarray(places_T2[:, i], np.int64) for i in (0, 1))
+    files = flat(fds_T), flat(offsets_T), flat(sizes_T)
+    out, width = _writable(out_TN.reshape(-1)), out_TN.shape[1]
+    if scratch is None:
+        crc = np.empty(cpu_read.CRC_BYTES, np.uint8)
+        row_bytes = width * out.itemsize
+        return int(
+            cpu_read.read_plain_rows(calls, *files, crc, flat(out.view(np.uint8)), row_bytes)
+        )
+    coded, planes = scratch
+    return int(cpu_read.read_blosc_rows(calls, *files, flat(coded), flat(planes), out, width))
+
+
+def decode_frame(codes_N: Bits, prev_N: Bits, out_N: Bits) -> None:
+    """Write prev + unzigzag(code)."""
+    scratch = np.empty(TILE, dtype=out_N.dtype)
+    cpu_round.decode(flat(codes_N), flat(prev_N), _writable(out_N), scratch)
+
+
+def extrapolate_line(
+    base: Literal["mean", "last"],
+    last_bits: Bits,
+    slope: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    rsq: NDArray[np.float32] | None,
+    flags: NDArray[np.uint8],
+    dtype: str,
+    *,
+    dx: float,
+    threshold: float | None,
+    held_flags: int,
+    rounding: Literal["nearest", "stochastic"],
+    seed: int,
+    first_index: int,
+    out_bits: Bits,
+) -> tuple[int, int, int]:
+    """Write base + slope · dx; returns moved, held, unchanged."""
+    form = format_of(dtype)
+    counts = np.zeros(3, dtype=np.int64)
+    cpu_extrapolate.line(
+        base == "mean",
+        flat(last_bits),
+        flat(slope),
+        flat(mean),
+        np.empty(0, dtype=np.float32) if rsq is None else flat(rsq),
+        flat(flags),
+        form.work.type(dx),
+        rsq is not None and threshold is not None,
+        np.uint8(held_flags),
+        np.float32(0 if threshold is None else threshold),
+        rounding == "stochastic",
+        mix_seed(seed),
+        np.uint64(first_index % 2**64),
+        layout_of(form),
+        *_scratch(form),
+        _writable(out_bits),
+        counts,
+    )
+    return _three(counts)
+
+
+def extrapolate_pair(
+    bits_a: Bits,
+    bits_b: Bits,
+    beta: float,
+    bits_hold: Bits,
+    gate_rsq: NDArray[np.float32] | None,
+    flags: NDArray[np.uint8] | None,
+    threshold: float | None,
+    dtype: str,
+    *,
+    held_flags: int,
+    rounding: Literal["nearest", "stochastic"],
+    seed: int,
+    first_index: int,
+    out_bits: Bits,
+) -> tuple[int, int, int]:
+    """Write a + beta · (b - a); returns moved, held, unchanged."""
+    form = format_of(dtype)
+    counts = np.zeros(3, dtype=np.int64)
+    cpu_extrapolate.pair(
+        flat(bits_a),
+        flat(bits_b),
+        form.work.type(beta),
+        flat(bits_hold),
+        np.empty(0, dtype=np.float32) if gate_rsq is None else flat(gate_rsq),
+        np.empty(0, dtype=np.uint8) if flags is None else flat(flags),
+        gate_rsq is not None and threshold is not None,
+        np.uint8(0 if flags is None else held_flags),
+        np.float32(0 if threshold is None else threshold),
+        rounding == "stochastic",
+        mix_seed(seed),
+        np.uint64(first_index % 2**64),
+        layout_of(form),
+        *_scratch(form),
+        _writable(out_bits),
+        counts,
+    )
+    return _three(counts)
+
+
+def _window(sums: Sums, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any]) -> cpu_frames.Window:
+    """Enter the steps into the host scalars; the step axis for the compiled pass."""
+    work = format_of(sums.dtype).work
+    u_T, du_T = take_steps(sums, steps_T)
+    starts = range(0, len(u_T), cpu_frames.BATCH)
+    u_mean_G = np.array([u_T[s : s + cpu_frames.BATCH].mean() for s in starts], dtype=np.float64)
+    u_T = u_T - np.repeat(u_mean_G, cpu_frames.BATCH)[: len(u_T)]
+    is_key_T = np.array(is_key_T, dtype=np.bool_)
+    return cpu_frames.Window(is_key_T, u_T.astype(work), du_T.astype(work), u_mean_G)
+
+
+def _design(sums: Sums, min_range: float, few: int) -> cpu_solve.Design:
+    """What the solution needs of the step axis."""
+    u_mean = sums.s_u / sums.count
+    return cpu_solve.Design(
+        sums.count,
+        u_mean,
+        sums.s_uu - sums.s_u * u_mean,
+        sums.s_du2,
+        (sums.x_last - sums.x_first) / sums.x_unit,
+        sums.x_unit,
+        float(min_range),
+        few,
+    )
+
+
+def _state(sums: Sums) -> cpu_tile.State:
+    """The arrays of ``sums`` for compiled code."""
+    return cpu_tile.State(
+        sums.s_d,
+        sums.s_ud,
+        sums.s_dd,
+        sums.q,
+        sums.p,
+        sums.y_first,
+        sums.y_min,
+        sums.y_max,
+        sums.bits_last,
+        sums.changes,
+        sums.distinct,
+        sums.slots[0],
+        sums.slots[1],
+        sums.slots[2],
+        sums.invalid,
+    )
+
+
+def _new_answer(n: int) -> cpu_solve.Answer:
+    """Uninitialised output arrays; the kernels write every element."""
+    real, mask = np.float32, np.uint8
+    return cpu_solve.Answer(
+        np.empty(n, real),
+        np.empty(n, real),
+        np.empty(n, real),
+        np.empty(n, mask),
+        np.empty(n, real),
+        np.empty(n, real),
+    )
+
+
+def _pad(codes_TN: Bits, n: int) -> Bits:
+    """Scratch for the frames of a last tile that is not whole, zeros."""
+    return np.zeros(len(codes_TN) * TILE if n % TILE else 0, dtype=codes_TN.dtype)
+
+
+def _stride(codes_TN: Bits) -> int:
+    """Elements from one frame to the next, in the array that :func:`flat` makes."""
+    if codes_TN.shape[0] < 2 or codes_TN.size == 0:
+        return int(codes_TN.shape[1])
+    return int(codes_TN.strides[0] // codes_TN.itemsize)
+
+
+def _scratch(form: Format) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """What :func:`cpu_extrapolate.line` and ``pair`` take as ``values``, ``words`` and ``wide``."""
+    wide = np.dtype(np.uint64 if form.width == 64 else np.uint32)
+    return (
+        scratch_tile(2, form.work),
+        scratch_tile(2, form.bits),
+        scratch_tile(cpu_extrapolate.WIDE_ROWS, wide),
+    )
+
+
+def _writable(out_N: Bits) -> Bits:
+    """The output as compiled code takes it; raises ValueError for a read-only array."""
+    if not out_N.flags.writeable:
+        raise ValueError("the output array is read-only")
+    return flat(out_N)
+
+
+def _three(counts: NDArray[np.int64]) -> tuple[int, int, int]:
+    """Moved, held, unchanged as plain integers."""
+    moved, held, unchanged = counts.tolist()
+    return moved, held, unchanged

@@ -1,0 +1,12 @@
+"""The GPU backend: Triton kernels, and their launchers on torch tensors.
+
+launch       what the api calls
+prepare      tensors, block sizes, tables
+bits         bits and numbers in a kernel
+sums         one group of frames in registers
+frames       the kernels that read frames
+solve        from sums to lines
+stats        statistics on the device
+extrapolate  new checkpoints, rounded once
+lane         a worker's stream and pinned memory
+"""

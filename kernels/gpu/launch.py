@@ -1,0 +1,336 @@
+"""The CUDA backend: what launches the Triton kernels, on torch tensors that lie on the device.
+
+    new_sums, accumulate_frames, solve   a streaming fit: state, batches [B, N], finished lines
+    fit_frames                           a whole window [T, N] at once, up to 64 frames in registers
+    summarise                            counts, moments and histograms of a solution
+    encode_frame, decode_frame           the store's frame coding
+    extrapolate_line, extrapolate_pair   new checkpoints, gated and rounded once
+
+The kernels themselves, from the inside out: gpu_bits (one value), gpu_sums (one group of frames),
+gpu_frames, gpu_solve and gpu_extrapolate; gpu_launch prepares what they take. Frames are bfloat16,
+float16, float32 or one of two float8; float64 raises NotImplementedError. Launches go to torch's
+current stream; host tables of a few kilobytes go up with them, and only what returns counts or
+statistics waits for the device.
+
+Axes: B frames of a batch, T checkpoints in all, N elements, G groups of 64 frames.
+
+How fast it can be: a frame's codes are read once, 16 bytes a thread and four frames ahead of their
+use (eight for bfloat16), and about 26 instructions an element follow for 16-bit codes (read from
+the SASS for sm_90), so that reading and computing take about the same time there; for float32
+memory decides.
+The state costs 128 bytes an element and batch to read and write, so batches of 64 frames or more
+are worth waiting for. In a longer batch the float64 sums are folded every 64 frames, in memory
+(which the cache absorbs): kept in registers they spilled.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+
+from trajkit.kernels.flags import HELD_FLAGS
+from trajkit.kernels.formats import format_of
+from trajkit.kernels.gpu.bits import _decode_frame_kernel, _encode_frame_kernel
+from trajkit.kernels.gpu.extrapolate import _extrapolate_line_kernel, _extrapolate_pair_kernel
+from trajkit.kernels.gpu.frames import _accumulate_frames_kernel, _fit_frames_kernel
+from trajkit.kernels.gpu.prepare import (
+    GROUP_FRAMES,
+    NUM_WARPS,
+    block_elements,
+    check_codes,
+    check_flat,
+    float32_factor,
+    max_registers,
+    new_solution,
+    new_sums,
+    noise_start,
+    on_device,
+    row_layout,
+    rows_are_wide,
+    step_design,
+    step_tables,
+)
+from trajkit.kernels.gpu.solve import _solve_kernel
+from trajkit.kernels.gpu.stats import summarise
+from trajkit.kernels.state import Solution, Sums
+from trajkit.kernels.steps import span_units, take_steps
+
+__all__ = [
+    "accumulate_frames",
+    "decode_frame",
+    "encode_frame",
+    "extrapolate_line",
+    "extrapolate_pair",
+    "fit_frames",
+    "merge_sums",
+    "new_solution",
+    "new_sums",
+    "rows_are_wide",
+    "solve",
+    "summarise",
+]
+
+MAX_LAUNCH_FRAMES = 32_768  # two counters of a launch share 32 bits, 16 each
+BLOCK = 1024  # elements a program of the kernels that walk over no frames
+
+
+def accumulate_frames(
+    codes_TN: torch.Tensor, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any], sums: Sums
+) -> None:
+    """Decode a batch of frames and add them to `sums`, in place.
+
+    Float32 sums of at most 64 frames are folded into float64. State is read and written once a
+    64 frames; 128 bytes an element for bfloat16.
+
+    Args:
+        codes_TN: unsigned codes [B, >= N] on the device, elements adjacent.
+        is_key_T: bool [B] on the host; the first frame ever must be a key.
+        steps_T: training steps [B] on the host, ascending.
+        sums: state of N elements on the same device, see :func:`new_sums`.
+
+    Raises:
+        NotImplementedError: a dtype the GPU does not fit.
+        ValueError: codes of another dtype, length or memory order; steps that do not increase; a
+            first frame that is no key.
+    """
+    check_codes(codes_TN, is_key_T, steps_T, sums.dtype, sums.size)
+    if sums.count == 0 and len(is_key_T) and not is_key_T[0]:
+        raise ValueError("the first frame of a fit must be a key frame")
+    fresh = sums.count == 0
+    u_T, du_T = take_steps(sums, steps_T)
+    if sums.size == 0:
+        return
+    block = block_elements(sums.dtype)
+    for start in range(0, len(u_T), MAX_LAUNCH_FRAMES):
+        part = slice(start, start + MAX_LAUNCH_FRAMES)
+        codes = codes_TN[part]
+        frames, groups = step_tables(u_T[part], du_T[part], is_key_T[part], codes.device)
+        layout = row_layout(codes, sums.size)
+        with on_device(codes.device):
+            _accumulate_frames_kernel[(triton.cdiv(sums.size, block),)](
+                codes, layout.row_stride, frames, groups,
+                sums.s_d, sums.s_ud, sums.s_dd, sums.q, sums.p,
+                sums.y_first, sums.y_min, sums.y_max, sums.bits_last,
+                sums.changes, sums.distinct, sums.slots, sums.slots.stride(0), sums.invalid,
+                sums.size, layout.n_load, codes.shape[0],
+                FRESH=fresh and start == 0, GROUP=GROUP_FRAMES, BLOCK=block,
+                DTYPE=sums.dtype, SHIFT=32 - format_of(sums.dtype).width, PAIRED=layout.paired,
+                num_warps=NUM_WARPS, maxnreg=max_registers(sums.dtype), enable_fp_fusion=True,
+            )  # fmt: skip
+
+
+def solve(
+    sums: Sums, *, min_range: float = 0.0, few: int = 4, out: Solution | None = None
+) -> Solution:
+    """The fitted line of `sums`, formulas and float64 arithmetic as in the reference.
+
+    Args:
+        sums: at least one checkpoint.
+        min_range: elements that move no more than this in all are flagged, if positive.
+        few: elements with fewer distinct values are flagged.
+        out: written and returned; by default a new solution.
+
+    Raises:
+        ValueError: no checkpoint has been accumulated.
+    """
+    if sums.count == 0:
+        raise ValueError("nothing to solve: no checkpoint has been accumulated")
+    device, form = sums.s_d.device, format_of(sums.dtype)
+    out = new_solution(sums.size, sums.dtype, device) if out is None else out
+    if sums.size == 0:
+        return out
+    design = step_design(sums, min_range, device)
+    with on_device(device):
+        _solve_kernel[(triton.cdiv(sums.size, BLOCK // 2),)](
+            sums.s_d, sums.s_ud, sums.s_dd, sums.q, sums.p,
+            sums.y_first, sums.y_min, sums.y_max, sums.bits_last,
+            sums.changes, sums.distinct, sums.invalid, design, few,
+            out.slope, out.mean, out.rsq, out.flags, out.dw, out.drift_t, out.bits_last,
+            sums.size,
+            BLOCK=BLOCK // 2, DTYPE=sums.dtype, SHIFT=32 - form.width,
+            E_MIN=form.e_min, MANTISSA=form.mantissa,
+            num_warps=NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out
+
+
+def fit_frames(
+    codes_TN: torch.Tensor,
+    is_key_T: NDArray[np.bool_],
+    steps_T: NDArray[Any],
+    dtype: str,
+    *,
+    min_range: float = 0.0,
+    few: int = 4,
+    out: Solution | None = None,
+) -> Solution:
+    """The lines fitted to a whole window of frames.
+
+    Up to 64 frames the sums never leave the registers. More go through :func:`accumulate_frames`
+    and :func:`solve`, with a state of about 64 bytes an element allocated in between.
+
+    Args:
+        codes_TN: unsigned codes [T, N] on the device; frame 0 is a key.
+        is_key_T: bool [T] on the host.
+        steps_T: training steps [T] on the host, ascending.
+        dtype: what the codes are codes of.
+        min_range: as for :func:`solve`.
+        few: as for :func:`solve`.
+        out: written and returned; its N may be less than the rows are long (padded rows, see
+            :func:`rows_are_wide`). By default a new solution.
+
+    Raises:
+        NotImplementedError: a dtype the GPU does not fit.
+        ValueError: as :func:`accumulate_frames`, or no frames.
+    """
+    device, form = codes_TN.device, format_of(dtype)
+    out = new_solution(codes_TN.shape[1], dtype, device) if out is None else out
+    n, n_frames = int(out.slope.shape[0]), len(is_key_T)
+    in_registers = n_frames <= GROUP_FRAMES
+    sums = new_sums(0 if in_registers else n, dtype, *span_units(steps_T), device)
+    if not in_registers:
+        accumulate_frames(codes_TN, is_key_T, steps_T, sums)
+        return solve(sums, min_range=min_range, few=few, out=out)
+    check_codes(codes_TN, is_key_T, steps_T, dtype, n)
+    if n_frames == 0 or not is_key_T[0]:
+        raise ValueError("the first frame of a fit must be a key frame")
+    u_T, du_T = take_steps(sums, steps_T)
+    if n == 0:
+        return out
+    frames, groups = step_tables(u_T, du_T, is_key_T, device)
+    design = step_design(sums, min_range, device)
+    block, layout = block_elements(dtype), row_layout(codes_TN, n)
+    with on_device(device):
+        _fit_frames_kernel[(triton.cdiv(n, block),)](
+            codes_TN, layout.row_stride, frames, groups, design, few,
+            out.slope, out.mean, out.rsq, out.flags, out.dw, out.drift_t, out.bits_last,
+            n, layout.n_load, n_frames,
+            BLOCK=block, DTYPE=dtype, SHIFT=32 - form.width, PAIRED=layout.paired,
+            E_MIN=form.e_min, MANTISSA=form.mantissa,
+            num_warps=NUM_WARPS, maxnreg=max_registers(dtype), enable_fp_fusion=True,
+        )  # fmt: skip
+    return out
+
+
+def merge_sums(a: Sums, b: Sums) -> Sums:
+    """Not on the device: NotImplementedError says what to do instead."""
+    raise NotImplementedError(
+        "the CUDA backend does not merge sums; accumulate in order, or merge numpy arrays"
+    )
+
+
+def encode_frame(bits_N: torch.Tensor, prev_N: torch.Tensor, out_N: torch.Tensor) -> None:
+    """Write zigzag(bits - prev), wrapping in the width; all unsigned [N] of 8 to 64 bits."""
+    if out_N.shape[0]:
+        with on_device(out_N.device):
+            _encode_frame_kernel[(triton.cdiv(out_N.shape[0], BLOCK),)](
+                bits_N, prev_N, out_N, out_N.shape[0],
+                WIDTH=8 * out_N.element_size(), BLOCK=BLOCK, num_warps=NUM_WARPS,
+                enable_fp_fusion=False,
+            )  # fmt: skip
+
+
+def decode_frame(codes_N: torch.Tensor, prev_N: torch.Tensor, out_N: torch.Tensor) -> None:
+    """Write prev + unzigzag(code), wrapping in the width; all unsigned [N] of 8 to 64 bits."""
+    if out_N.shape[0]:
+        with on_device(out_N.device):
+            _decode_frame_kernel[(triton.cdiv(out_N.shape[0], BLOCK),)](
+                codes_N, prev_N, out_N, out_N.shape[0],
+                BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
+
+
+def extrapolate_line(
+    base: Literal["mean", "last"],
+    last_bits: torch.Tensor,
+    slope: torch.Tensor,
+    mean: torch.Tensor,
+    rsq: torch.Tensor | None,
+    flags: torch.Tensor,
+    dtype: str,
+    *,
+    dx: float,
+    threshold: float | None,
+    held_flags: int = HELD_FLAGS,
+    rounding: Literal["nearest", "stochastic"],
+    seed: int,
+    first_index: int,
+    out_bits: torch.Tensor,
+) -> tuple[int, int, int]:
+    """Write base + slope * dx, rounded once into the dtype, bit for bit as the reference.
+
+    Args:
+        base: "mean", or "last": the last checkpoint's value.
+        last_bits: unsigned [N]; also what held elements keep.
+        slope: float32 [N], per training step.
+        mean: float32 [N]; read for base "mean" only.
+        rsq: float32 [N], or None for no gate by R².
+        flags: uint8 [N].
+        dtype: the checkpoint's.
+        dx: training steps from the base to the target.
+        threshold: elements whose R² is not above it are held; None: no gate by R².
+        held_flags: elements with any of these flags are held.
+        rounding: to nearest even, or up with the probability of what is cut off.
+        seed: of stochastic rounding.
+        first_index: global index of element 0, so that the noise does not depend on blocks.
+        out_bits: unsigned [N]; may be `last_bits`.
+
+    Returns:
+        moved, held, unchanged; the call waits for the device.
+    """
+    check_flat(out_bits, dtype, (last_bits, slope, mean, rsq, flags))
+    n, counts = out_bits.shape[0], torch.zeros(3, dtype=torch.int64, device=out_bits.device)
+    low, high = noise_start(seed, first_index)
+    with on_device(out_bits.device):
+        _extrapolate_line_kernel[(max(triton.cdiv(n, BLOCK), 1),)](
+            last_bits, slope, mean, out_bits if rsq is None else rsq, flags, out_bits, counts,
+            float32_factor(dx, out_bits.device), held_flags,
+            0.0 if threshold is None else float(threshold), low, high, n,
+            FROM_MEAN=base == "mean", BY_RSQ=rsq is not None and threshold is not None,
+            STOCHASTIC=rounding == "stochastic", BLOCK=BLOCK, DTYPE=dtype,
+            SHIFT=32 - format_of(dtype).width, num_warps=NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    moved, held, unchanged = counts.tolist()
+    return moved, held, unchanged
+
+
+def extrapolate_pair(
+    bits_a: torch.Tensor,
+    bits_b: torch.Tensor,
+    beta: float,
+    bits_hold: torch.Tensor,
+    gate_rsq: torch.Tensor | None,
+    flags: torch.Tensor | None,
+    threshold: float | None,
+    dtype: str,
+    *,
+    held_flags: int = HELD_FLAGS,
+    rounding: Literal["nearest", "stochastic"],
+    seed: int,
+    first_index: int,
+    out_bits: torch.Tensor,
+) -> tuple[int, int, int]:
+    """Write a + beta * (b - a), rounded once into the dtype, bit for bit as the reference.
+
+    Arguments and counts as :func:`extrapolate_line`; without `gate_rsq` and `flags` the gate is
+    open.
+    """
+    check_flat(out_bits, dtype, (bits_a, bits_b, bits_hold, gate_rsq, flags))
+    n, counts = out_bits.shape[0], torch.zeros(3, dtype=torch.int64, device=out_bits.device)
+    low, high = noise_start(seed, first_index)
+    by_rsq = gate_rsq is not None and threshold is not None
+    with on_device(out_bits.device):
+        _extrapolate_pair_kernel[(max(triton.cdiv(n, BLOCK), 1),)](
+            bits_a, bits_b, bits_hold,
+            out_bits if gate_rsq is None else gate_rsq, out_bits if flags is None else flags,
+            out_bits, counts,
+            float32_factor(beta, out_bits.device), held_flags,
+            0.0 if threshold is None else float(threshold), low, high, n,
+            BY_RSQ=by_rsq, BY_FLAGS=flags is not None,
+            STOCHASTIC=rounding == "stochastic", BLOCK=BLOCK, DTYPE=dtype,
+            SHIFT=32 - format_of(dtype).width, num_warps=NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    moved, held, unchanged = counts.tolist()
+    return moved, held, unchanged

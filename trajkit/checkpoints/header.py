@@ -1,0 +1,328 @@
+"""One safetensors file: its header, read and checked before any data is.
+
+What MUST hold, or the file is refused with one line naming file and tensor:
+
+- 8 bytes of little-endian length L, at most 100 MB and within the file; then L bytes of UTF-8 JSON;
+- one JSON object, beginning with ``{``, with no key twice and no deep nesting;
+- each tensor has exactly ``dtype``, ``shape`` (whole numbers, at most 64 of them, whose product
+  fits 63 bits) and ``data_offsets`` [begin, end];
+- dtype size x shape = end - begin, and the spans tile the rest of the file exactly: no overlap,
+  no hole, nothing out of range, no trailing byte. Scalars and zero-size tensors are fine;
+- ``__metadata__`` maps text to text;
+- a tensor's name is 1 to 4096 printable characters. It is only ever a name: ``/`` and ``..`` in it
+  are harmless, because no tensor name becomes a path anywhere in trajkit.
+
+Files are opened without following a link out of the checkpoint's own folder, and only if they are
+regular files. Reads are plain ``os.preadv``: no mmap, so memory is bounded and measured. Nothing is
+ever unpickled.
+"""
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from trajkit.arrays import by_code
+from trajkit.errors import FormatError, StorageError, Unsupported
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit for a header; held for index and side files as well."""
+MAX_JSON_VALUES = 8_000_000
+"""Commas and brackets a header may hold, so that parsing one stays under about 1 GB."""
+MAX_NAME_CHARACTERS = 4096
+MAX_DIMENSIONS = 64  # numpy's limit
+
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_INT64_MAX = 2**63 - 1
+
+StoredTensor = tuple[str, str, tuple[int, ...], int, int]
+"""(name in the file, dtype, shape, absolute byte offset, bytes)"""
+
+
+class HalfWritten(FormatError):
+    """A checkpoint that is not all there (yet): a cut or empty file, or a missing shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """One safetensors file, its header read and checked."""
+
+    name: str
+    """relative to the checkpoint's folder, with ``/``"""
+    path: Path
+    header: bytes
+    """the raw header JSON with its padding, without the 8 length bytes"""
+    data_start: int
+    """byte offset of the data: 8 + len(header)"""
+    size: int
+    """bytes of the whole file"""
+
+
+def read_header(root: Path, name: str) -> tuple[CheckpointFile, list[StoredTensor]]:
+    """Read the header of file `name` in folder `root`; its tensors come in offset order.
+
+    Raises :class:`HalfWritten` where bytes are missing, :class:`FormatError` where the format is
+    broken, :class:`Unsupported` for a dtype trajkit lacks, :class:`StorageError` if unreadable.
+    """
+    where = shown(root / name)
+    fd, size = _open(root, name)
+    try:
+        if size < 8:
+            found = "is empty" if size == 0 else f"is cut: 8 bytes of length expected, found {size}"
+            raise HalfWritten(f"{where}: {found}")
+        start = bytearray(8)
+        read_into(fd, memoryview(start), 0, where)
+        length = int.from_bytes(start, "little")
+        if start == b"version ":
+            raise FormatError(f"{where}: is a git-lfs pointer, not weights; run: git lfs pull")
+        if start[:4] == b"PK\x03\x04" and 8 + length > size:
+            raise FormatError(f"{where}: is a zip, as torch.save writes it, not safetensors")
+        if length == 0:
+            raise HalfWritten(f"{where}: header length is 0: the file was not finished")
+        if length > MAX_HEADER_BYTES:
+            raise FormatError(
+                f"{where}: header length is {length} bytes, more than the {MAX_HEADER_BYTES} "
+                "that safetensors allows; not a safetensors file?"
+            )
+        if 8 + length > size:
+            raise HalfWritten(
+                f"{where}: is cut in its header: {8 + length} bytes expected, found {size}"
+            )
+        header = bytearray(length)
+        read_into(fd, memoryview(header), 8, where)
+    finally:
+        os.close(fd)
+    raw = bytes(header)
+    tensors = _check_tensors(parse_object(raw, f"{where}: header"), where, 8 + length, size)
+    return CheckpointFile(name, root / name, raw, 8 + length, size), tensors
+
+
+def read_small(root: Path, name: str) -> bytes:
+    """Read a whole small file (an index) of folder `root`; at most 100 MB."""
+    where = shown(root / name)
+    fd, size = _open(root, name)
+    try:
+        if size > MAX_HEADER_BYTES:
+            raise FormatError(f"{where}: {size} bytes, more than the {MAX_HEADER_BYTES} allowed")
+        if size == 0:
+            raise HalfWritten(f"{where}: is empty")
+        content = bytearray(size)
+        read_into(fd, memoryview(content), 0, where)
+        return bytes(content)
+    finally:
+        os.close(fd)
+
+
+def read_into(fd: int, buffer: memoryview, offset: int, name: str = "the file") -> None:
+    """Fill `buffer` (writable, contiguous) with the bytes of `fd` from byte `offset` on.
+
+    Goes on after short reads and signals. Raises :class:`HalfWritten` where the file ends first (it
+    was cut while being read) and :class:`StorageError` where the disk refuses; `name` is what the
+    message calls the file.
+    """
+    if buffer.nbytes == 0:
+        return
+    view = buffer.cast("B")
+    done = 0
+    while done < len(view):
+        try:
+            n = os.preadv(fd, [view[done:]], offset + done)  # retries EINTR itself (PEP 475)
+        except OSError as error:
+            raise StorageError(f"{name}: cannot be read: {error.strerror}") from error
+        if n == 0:
+            raise HalfWritten(
+                f"{name}: ends before byte {offset + done + 1}, {offset + len(view)} expected; "
+                "it was cut while being read"
+            )
+        done += n
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether `path` is a folder; what cannot be reached is none (``Path`` would raise)."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def find_file(root: Path, name: str) -> tuple[Path, int]:
+    """Find the regular file root/name, refusing a link that leaves the checkpoint's own folder.
+
+    Gives its real path and its size in bytes. `root` itself may be a link: it is the path the user
+    gave. One way out is allowed: files of a snapshot in Hugging Face's download cache are links to
+    the ``blobs`` beside ``snapshots``.
+    """
+    where = shown(root / name)
+    try:
+        real = Path(os.path.realpath(root / name, strict=True))
+        home = Path(os.path.realpath(root, strict=True))
+        status = real.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise HalfWritten(f"{where}: the file is missing") from None
+    except (OSError, ValueError) as error:  # a ring of links, a name too long, a NUL
+        raise StorageError(f"{where}: cannot be reached: {shown(error)}") from error
+    cache = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
+    if not real.is_relative_to(home) and real.parent not in cache:
+        raise FormatError(
+            f"{where}: is a link that leaves the checkpoint folder; pass {shown(real)} itself "
+            "(or its folder), or put a copy in the link's place (cp -L)"
+        )
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe or a device could hang
+        found = "a folder" if stat.S_ISDIR(status.st_mode) else "something else"
+        raise FormatError(f"{where}: expected a file, found {found}")
+    return real, status.st_size
+
+
+def shown(text: object) -> str:
+    r"""Fit `text` into a message: one line of bounded length, whatever a hostile name holds.
+
+    >>> shown("a" * 300)[-8:], shown("two\nlines")
+    ('aaaaa...', "'two\\nlines'")
+    """
+    line = str(text)
+    if not line.isprintable():
+        line = repr(line[:1000])
+    return line if len(line) <= 240 else line[:237] + "..."
+
+
+def quoted(value: object) -> str:
+    """Fit a JSON value into a message, as JSON writes it; long ones are cut.
+
+    >>> quoted([1, True, "x"]), quoted("a/b")
+    ('[1, true, "x"]', '"a/b"')
+    """
+    try:
+        return shown(json.dumps(value)[:1000])
+    except ValueError:  # an integer of thousands of digits
+        return f"a {type(value).__name__} too long to print"
+
+
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """Parse the one JSON object in `raw`; anything else, or a key twice, is refused."""
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise FormatError(f"{where}: more than {MAX_JSON_VALUES} JSON values")
+    if not raw.startswith(b"{"):
+        raise FormatError(f"{where}: expected a JSON object, found {raw[:16]!r}")
+    try:
+        parsed: dict[str, Any] = json.loads(
+            raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
+    except _DuplicateKeyError as error:
+        raise FormatError(f"{where}: key {quoted(error.args[0])} occurs twice") from None
+    except RecursionError:
+        raise FormatError(f"{where}: JSON is nested too deeply") from None
+    except ValueError as error:
+        raise FormatError(f"{where}: is not JSON: {shown(error)}") from None
+    return parsed
+
+
+class _DuplicateKeyError(Exception):
+    """A JSON object holds a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of a JSON object's pairs, unless a key comes twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = sorted(key for key, _ in pairs)
+        raise _DuplicateKeyError(next(a for a, b in pairwise(keys) if a == b))
+    return found
+
+
+def _refuse_constant(text: str) -> None:
+    """Refuse NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{text} is not JSON")
+
+
+def _open(root: Path, name: str) -> tuple[int, int]:
+    """Open a regular file inside `root`; gives the descriptor and the file's size."""
+    real = find_file(root, name)[0]
+    try:
+        fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"{shown(root / name)}: cannot be opened: {error.strerror}") from error
+    return fd, os.fstat(fd).st_size
+
+
+def _check_tensors(
+    header: dict[str, Any], where: str, data_start: int, size: int
+) -> list[StoredTensor]:
+    """Check that a parsed header's tensors tile the data exactly; they come in offset order."""
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError(f"{where}: __metadata__ must map text to text")
+    tensors = [_check_tensor(name, info, where, data_start) for name, info in header.items()]
+    tensors.sort(key=lambda tensor: tensor[3:])  # a zero-size tensor before its neighbour
+    cursor, last = data_start, None
+    for name, _, _, begin, n_bytes in tensors:
+        if begin != cursor:
+            fault = "overlaps" if begin < cursor else "leaves a hole after"
+            raise FormatError(
+                f"{where}: tensor {quoted(name)} {fault} {_named(last)}: expected begin "
+                f"{cursor - data_start}, found {begin - data_start}"
+            )
+        if n_bytes:
+            cursor, last = begin + n_bytes, name
+    if cursor > size:
+        raise HalfWritten(
+            f"{where}: is cut: {cursor} bytes expected (the end of {_named(last)}), found {size}"
+        )
+    if cursor < size:
+        raise FormatError(
+            f"{where}: {size - cursor} trailing bytes after {_named(last)}: {cursor} bytes "
+            f"expected, found {size}"
+        )
+    return tensors
+
+
+def _named(tensor: str | None) -> str:
+    """Name the tensor that ends where the next should begin."""
+    return "the header" if tensor is None else f"tensor {quoted(tensor)}"
+
+
+def _check_tensor(name: str, info: Any, where: str, data_start: int) -> StoredTensor:
+    """Check one tensor's header entry field by field."""
+    if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise FormatError(
+            f"{where}: tensor name {quoted(name)}: expected 1 to {MAX_NAME_CHARACTERS} "
+            "printable characters"
+        )
+
+    def refuse(expected: str, found: object) -> FormatError:
+        return FormatError(
+            f"{where}: tensor {quoted(name)}: expected {expected}, found {quoted(found)}"
+        )
+
+    if not isinstance(info, dict) or info.keys() != _FIELDS:
+        found = sorted(info) if isinstance(info, dict) else info
+        raise refuse("the fields dtype, shape and data_offsets", found)
+    code, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if not isinstance(code, str):
+        raise refuse("a dtype", code)
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise refuse(f"a shape of at most {MAX_DIMENSIONS} dimensions", shape)
+    if not all(type(n) is int and 0 <= n <= _INT64_MAX for n in shape):  # True is no int here
+        raise refuse("a shape of whole numbers from 0 to 2^63 - 1", shape)
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(n) is int and 0 <= n <= _INT64_MAX for n in offsets)
+        or offsets[0] > offsets[1]
+    ):
+        raise refuse("data_offsets [begin, end] with 0 <= begin <= end < 2^63", offsets)
+    try:
+        dtype = by_code(code if len(code) < 20 else shown(code))
+    except Unsupported as error:
+        raise Unsupported(f"{where}: tensor {quoted(name)}: {error}") from None
+    n_bytes = extent = dtype.itemsize
+    for n in shape:
+        n_bytes *= n
+        extent *= n or 1  # [2^40, 2^40, 0] holds nothing, yet no array can have that shape
+    if extent > _INT64_MAX:
+        raise refuse("a shape whose size fits 63 bits", shape)
+    if offsets[1] - offsets[0] != n_bytes:
+        raise refuse(f"data_offsets {n_bytes} bytes apart for {code} {quoted(shape)}", offsets)
+    return name, dtype.name, tuple(shape), data_start + offsets[0], n_bytes

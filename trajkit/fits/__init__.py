@@ -1,0 +1,17 @@
+"""A line through every element: planned, computed chunk by chunk, kept in the store.
+
+fit         verb: choose the window, plan, commit
+window      which checkpoints
+plan        how much memory
+tasks       the fit of one flat vector, chunk by chunk
+devices     the CPU or a CUDA device as one worker sees it
+record      how a fit was made and what it found
+arrays      its arrays in the store
+kept        a fit as it is read
+commit      put there whole
+check       every byte against its checksum
+sums        sums that are kept, and going on from them
+table       one row a tensor
+paper       the filters and statistics of arXiv 2601.04537
+estimators  how a value is extended beyond the window: one line an estimator
+"""

@@ -1,0 +1,126 @@
+"""Where the arithmetic happens: one worker's way through the CPU or a CUDA device.
+
+Of a fit: both lanes have one shape; the worker puts a batch of codes into ``codes_TN``, then either
+fits a whole window in one call, or begins sums, accumulates batches and solves. Of an
+extrapolation: two functions of numpy arrays.
+"""
+
+import os
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+
+from trajkit.arrays import Array
+from trajkit.errors import InvalidInput, Unsupported
+from trajkit.kernels import api as kernels
+from trajkit.kernels.state import Solution, Sums
+
+
+class Lane(Protocol):
+    """The sums of one chunk at a time; see :class:`trajkit.kernels.gpu.lane.GpuLane`."""
+
+    codes_TN: Array
+
+    def fit(self, n: int, is_key_T: Array, steps_T: Array, **filters: Any) -> Solution:
+        """The lines of the first ``n`` columns over a whole window that is in ``codes_TN``."""
+
+    def begin(self, n: int, x_ref: float, x_unit: float, kept: Sums | None = None) -> None:
+        """Start the sums of ``n`` elements, from ``kept`` where a fit goes on."""
+
+    def accumulate(self, is_key_T: Array, steps_T: Array) -> None:
+        """Add the batch in ``codes_TN`` to the sums."""
+
+    def solve(self, **filters: Any) -> Solution:
+        """The lines of the sums so far."""
+
+    def sums(self) -> Sums:
+        """The sums so far, in numpy arrays."""
+
+
+class Arithmetic(Protocol):
+    """The extrapolation of one chunk, as :mod:`trajkit.kernels.api` has it."""
+
+    def extrapolate_line(self, *arguments: Any, **options: Any) -> tuple[int, int, int]:
+        """Write base + slope · dx; moved, held, unchanged."""
+
+    def extrapolate_pair(self, *arguments: Any, **options: Any) -> tuple[int, int, int]:
+        """Write a + beta · (b - a); moved, held, unchanged."""
+
+
+class CpuLane:
+    """The compiled loops of :mod:`trajkit.kernels.cpu.launch`, on the calling thread."""
+
+    def __init__(self, n_batch: int, n_chunk: int, dtype: str) -> None:
+        self.dtype = dtype
+        self.codes_TN = np.empty((n_batch, n_chunk), kernels.FORMATS[dtype].bits)
+        self._sums: Sums | None = None
+
+    def fit(self, n: int, is_key_T: Array, steps_T: Array, **filters: Any) -> Solution:
+        codes_TN = self.codes_TN[: len(steps_T), :n]
+        return kernels.fit_frames(codes_TN, is_key_T, steps_T, self.dtype, **filters)
+
+    def begin(self, n: int, x_ref: float, x_unit: float, kept: Sums | None = None) -> None:
+        self._sums = kept or kernels.new_sums(n, self.dtype, x_ref, x_unit)
+
+    def accumulate(self, is_key_T: Array, steps_T: Array) -> None:
+        kernels.accumulate_frames(self.codes_TN[: len(steps_T)], is_key_T, steps_T, self.sums())
+
+    def solve(self, **filters: Any) -> Solution:
+        return kernels.solve(self.sums(), **filters)
+
+    def sums(self) -> Sums:
+        assert self._sums is not None
+        return self._sums
+
+
+def choose_device(device: str) -> str:
+    """``cpu`` or ``cuda``; ``auto`` takes a CUDA device where there is one.
+
+    Raises:
+        InvalidInput: an unknown name, or ``cuda`` where there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InvalidInput(f"unknown device {device!r}: choose auto, cpu or cuda")
+    if device == "cpu" or (device == "auto" and not os.path.exists("/dev/nvidiactl")):  # noqa: PTH110 - a device node, not a file
+        return "cpu"
+    if find_spec("triton") is not None and find_spec("torch") is not None:
+        from trajkit.kernels.gpu import lane as gpu_lane
+
+        if gpu_lane.is_available():
+            return "cuda"
+    if device == "cuda":
+        raise InvalidInput("--device cuda: no CUDA device that torch and triton can use; try cpu")
+    return "cpu"
+
+
+def open_lane(device: str, n_batch: int, n_chunk: int, dtype: str) -> Lane:
+    """A lane of one worker, with memory for one chunk.
+
+    Raises:
+        Unsupported: the device does not fit elements of that dtype.
+    """
+    if device == "cpu":
+        return CpuLane(n_batch, n_chunk, dtype)
+    from trajkit.kernels.gpu.lane import GpuLane
+
+    try:
+        return GpuLane(n_batch, n_chunk, dtype)
+    except NotImplementedError as error:
+        raise Unsupported(f"{error}; use --device cpu") from error
+
+
+def open_arithmetic(device: str, dtype: str) -> Arithmetic:
+    """The extrapolation of one worker, on a device of :func:`choose_device`.
+
+    Raises:
+        Unsupported: the device has no kernels for elements of that dtype.
+    """
+    if device == "cpu":
+        return kernels
+    from trajkit.kernels.gpu.lane import GpuArithmetic
+
+    try:
+        return GpuArithmetic(dtype)
+    except NotImplementedError as error:
+        raise Unsupported(f"{error}; use --device cpu") from error

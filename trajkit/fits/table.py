@@ -1,0 +1,113 @@
+"""The table of a fit: one row a tensor, from the statistics its elements were reduced to."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from trajkit.arrays import Array
+from trajkit.checkpoints.layout import TensorInfo
+from trajkit.kernels.state import Stats
+from trajkit.stats.histograms import histogram_quantile, share
+
+RSQ_TABLE_BINS = 50
+"""bins of R² on [0, 1] kept a tensor; the whole model keeps them all"""
+
+COUNTS = (
+    "static",
+    "invalid",
+    "fitted",
+    "above_threshold",
+    "few_distinct",
+    "small_range",
+    "below_half_ulp",
+    "kept",
+    "kept_above",
+)
+
+
+def describe_stats(stats: Stats) -> dict[str, Any]:
+    """The numbers of a :class:`Stats` that people read, by name; shares are of fitted elements."""
+    fitted = stats.fitted
+    numbers: dict[str, Any] = {"elements": stats.elements}
+    numbers |= {name: getattr(stats, name) for name in COUNTS}
+    drift_edges = np.linspace(-20, 20, len(stats.hist_drift_t) + 1)
+    significant = (drift_edges[1:] <= -2) | (drift_edges[:-1] >= 2)
+    numbers |= {
+        "share_above_threshold": share(stats.above_threshold, fitted),
+        "mean_rsq": share(stats.rsq_sum, fitted),
+        "median_rsq": histogram_quantile(stats.hist_rsq, 0, 1),
+        "median_rsq_kept": histogram_quantile(stats.hist_rsq_kept, 0, 1),
+        "share_above_threshold_kept": share(stats.kept_above, stats.kept),
+        "median_durbin_watson": histogram_quantile(stats.hist_dw, 0, 4),
+        "median_drift_t": histogram_quantile(stats.hist_drift_t, -20, 20),
+        "share_drift_t_above_2": share(
+            int(stats.hist_drift_t[significant].sum()), int(stats.hist_drift_t.sum())
+        ),
+        "median_ulps_per_100_steps": _median_ulps(stats.hist_ulps),
+        "rms_slope": None if not fitted else float(np.sqrt(stats.slope_sumsq / fitted)),
+        "max_abs_slope": stats.max_abs_slope,
+    }
+    return numbers
+
+
+def _median_ulps(hist_ulps: Array) -> float | None:
+    log2 = histogram_quantile(hist_ulps, -16, 16)
+    return None if log2 is None else float(2.0**log2)
+
+
+def tensor_row(info: TensorInfo, stats: Stats) -> dict[str, Any]:
+    """One tensor's row of the table."""
+    coarse = stats.hist_rsq.reshape(RSQ_TABLE_BINS, -1).sum(axis=1)
+    return {
+        "name": info.name,
+        "dtype": info.dtype,
+        "shape": list(info.shape),
+        **describe_stats(stats),
+        "hist_rsq": coarse.tolist(),
+    }
+
+
+_SCHEMA: dict[str, Any] = {
+    "name": pl.String,
+    "dtype": pl.String,
+    "shape": pl.List(pl.Int64),
+    "elements": pl.Int64,
+    **dict.fromkeys(COUNTS, pl.Int64),
+    **dict.fromkeys(
+        (
+            "share_above_threshold",
+            "mean_rsq",
+            "median_rsq",
+            "median_rsq_kept",
+            "share_above_threshold_kept",
+            "median_durbin_watson",
+            "median_drift_t",
+            "share_drift_t_above_2",
+            "median_ulps_per_100_steps",
+            "rms_slope",
+            "max_abs_slope",
+        ),
+        pl.Float64,
+    ),
+    "hist_rsq": pl.List(pl.Int64),
+}
+
+
+def make_table(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """The rows as a polars table, one row a tensor, columns and types always the same."""
+    return pl.DataFrame(list(rows), schema=_SCHEMA, orient="row")
+
+
+def pack_table(table: pl.DataFrame) -> bytes:
+    """The table as a parquet file's bytes."""
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def unpack_table(content: bytes) -> pl.DataFrame:
+    """The table from :func:`pack_table`'s bytes."""
+    return pl.read_parquet(io.BytesIO(content))

@@ -1,0 +1,51 @@
+"""The window of a fit: which committed checkpoints it is of."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from trajkit.errors import InvalidInput
+from trajkit.stats.axis import StepAxis
+from trajkit.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The frames a fit uses."""
+
+    first: int
+    """frame index"""
+    stop: int
+    """frame index after the last"""
+    axis: StepAxis
+
+    @property
+    def n_frames(self) -> int:
+        """T, checkpoints."""
+        return self.stop - self.first
+
+
+def choose_window(store: Store, from_step: int | None, to_step: int | None) -> Window:
+    """The committed frames with ``from_step`` <= step <= ``to_step``."""
+    steps = store.steps
+    inside = np.ones(len(steps), bool)
+    if from_step is not None:
+        inside &= steps >= from_step
+    if to_step is not None:
+        inside &= steps <= to_step
+    chosen = np.flatnonzero(inside)
+    if len(chosen) < 2:
+        held = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
+        raise InvalidInput(
+            f"{store.path}: a line needs 2 checkpoints or more, the window has {len(chosen)} "
+            f"(steps in the store: {held}); ingest more, or widen --from-step and --to-step"
+        )
+    first, stop = int(chosen[0]), int(chosen[-1]) + 1
+    return Window(first, stop, StepAxis.of(steps[first:stop]))
+
+
+def window_digest(store: Store, window: Window) -> str:
+    """xxh3-128 over the frames' digests: which bits a fit is of."""
+    frames = store.commit.frames[window.first : window.stop]
+    return xxhash.xxh3_128_hexdigest("".join(f.digest for f in frames).encode())

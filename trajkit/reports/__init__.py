@@ -1,0 +1,15 @@
+"""What trajkit tells people about a store: the page, the check, the summary.
+
+report        verb: the page about a fit
+verify        verb: every byte, and checkpoints on disk
+info          what a store holds
+page, tables  facts and figures put into HTML
+findings      its numbers in plain words
+figures       matplotlib, and nobody else
+plots         pictures of the run and its elements
+module_plots  pictures of its modules
+gallery       elements worth looking at
+modules       layer and module from a tensor's name
+palette       the colours
+markup        text and SVG made safe for a page
+"""

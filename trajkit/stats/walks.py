@@ -1,0 +1,62 @@
+"""What a driftless random walk scores, on the same steps, where R² alone does not decide.
+
+Beside :func:`trajkit.stats.nulls.null_rsq`: Durbin-Watson of the residuals and t of the mean first
+difference, with the definitions of the kernels' ``solve``. Axis letters: T checkpoints, W walks.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+_WALKS = 8192
+_BLOCK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WalkReference:
+    """Durbin-Watson and drift of driftless Gaussian walks on one step axis."""
+
+    dw_low: float
+    """lower quartile of Durbin-Watson"""
+    dw_median: float
+    dw_high: float
+    """upper quartile"""
+    share_drift_t_above_2: float
+    """share of walks whose mean difference looks significant, |t| >= 2"""
+
+
+@lru_cache(maxsize=8)
+def reference_walks(steps: tuple[int, ...], seed: int = 0) -> WalkReference | None:
+    """The reference for these training steps; None below three, where neither number exists.
+
+    The increments' variance is proportional to the training steps between checkpoints.
+    Memory: a few blocks of 8 MiB.
+
+    >>> walk = reference_walks(tuple(range(14)))
+    >>> 0.9 < walk.dw_median < 1.2, 0.05 < walk.share_drift_t_above_2 < 0.09  # REFERENCE: 1.08
+    (True, True)
+    """
+    if len(steps) < 3:
+        return None
+    x_T = np.asarray(steps, np.float64)
+    u_T = x_T - x_T.mean()
+    dx_T = np.diff(x_T)
+    rng = np.random.default_rng(seed)
+    n_walks = int(np.clip(4 * 10**7 // len(x_T), 512, _WALKS))
+    rows = max(1, _BLOCK_ELEMENTS // len(x_T))
+    dw, above = [], 0
+    for start in range(0, n_walks, rows):
+        n = min(rows, n_walks - start)
+        d_WT = rng.standard_normal((n, len(dx_T))) * np.sqrt(dx_T)
+        y_WT = np.concatenate([np.zeros((n, 1)), np.cumsum(d_WT, axis=1)], axis=1)
+        y_WT -= y_WT.mean(axis=1, keepdims=True)
+        slope_W = (y_WT @ u_T) / (u_T @ u_T)
+        sse_W = np.einsum("wt,wt->w", y_WT, y_WT) - slope_W**2 * (u_T @ u_T)
+        dw.append(((d_WT - slope_W[:, None] * dx_T) ** 2).sum(axis=1) / sse_W)
+        total_W = d_WT.sum(axis=1)
+        spread_W = ((d_WT - (total_W / dx_T.sum())[:, None] * dx_T) ** 2).sum(axis=1)
+        t_W = total_W / np.sqrt(spread_W / (len(x_T) - 2) * (len(x_T) - 1))
+        above += int((np.abs(t_W) >= 2).sum())
+    low, median, high = np.quantile(np.concatenate(dw), [0.25, 0.5, 0.75]).tolist()
+    return WalkReference(low, median, high, above / n_walks)

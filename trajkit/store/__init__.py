@@ -1,0 +1,18 @@
+"""The trajectory store: every checkpoint of a run as plain Zarr v3, one atomic commit each.
+
+codecs      how a chunk becomes bytes: one line a codec
+array       a sharded Zarr v3 array on disk
+chunks      many chunks read in one call
+rows        one row written chunk after chunk
+native      chunks read by compiled code
+documents   JSON documents spelled one way
+commit      what one atomic replace makes true
+store       the store, opened for reading
+tensors     tensors and elements, bit for bit; what verbs take as a run
+lock        the one writer
+writer      appending checkpoints
+ingest      verb: append what a trainer wrote
+restore     verb: write a checkpoint back
+check       every byte against its checksum
+compare     checkpoints on disk against the store
+"""

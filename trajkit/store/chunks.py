@@ -1,0 +1,78 @@
+"""Many chunks of one array, read in one call that holds no lock."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from threading import Lock
+
+import numpy as np
+
+from trajkit.arrays import Array
+from trajkit.store.array import ZArray, reading, refusals
+from trajkit.store.native import read_rows
+
+KEPT_OPEN = 256
+"""shard files a reader keeps open at most: a process may open 1,024 files, mostly"""
+
+
+class ChunkReader:
+    """Reads many chunks of one array in one call that holds no lock.
+
+    Keeps up to ``KEPT_OPEN`` shard files open; use it in a ``with`` block. Safe to call from many
+    threads at once.
+    """
+
+    def __init__(self, array: ZArray) -> None:
+        self.array = array
+        self._open: dict[tuple[int, int], int] = {}
+        self._lock = Lock()
+
+    def __enter__(self) -> "ChunkReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; a read opens them again."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def read_rows(self, rows: range, k: int, out_TN: Array) -> None:
+        """Fill ``out_TN`` [T, C], contiguous, with chunk ``k`` of T rows.
+
+        Raises as :meth:`ZArray.read_chunk`.
+        """
+        self._read([(row, k) for row in rows], out_TN)
+
+    def read_chunks(self, chunks: range, out: Array) -> None:
+        """Fill ``out`` [chunks * C], contiguous, with chunks of the first row; raises likewise."""
+        self._read([(0, k) for k in chunks], out.reshape(len(chunks), -1))
+
+    def _read(self, cells: Sequence[tuple[int, int]], out_TN: Array) -> None:
+        """Fill a row of ``out_TN`` for each (row, chunk)."""
+        array = self.array
+        places_T2 = np.empty((len(cells), 2), np.int64)
+        fds = []
+        with ExitStack() as stack:
+            for t, (row, k) in enumerate(cells):
+                s, inner = divmod(k, array.shard_chunks)
+                fds.append(self._descriptor(row, s, stack))
+                path = array._shard_path(row, s)
+                places_T2[t] = array._index(fds[t], path, row, s)[inner].view(np.int64)
+            done = 0
+            while done < len(cells):
+                done += read_rows(array.codec, fds[done:], places_T2[done:], out_TN[done:])
+                if done < len(cells):  # it says what is wrong, if anything is
+                    array.read_chunk(*cells[done], out_TN[done])
+                    done += 1
+
+    def _descriptor(self, row: int, s: int, stack: ExitStack) -> int:
+        """A descriptor of a shard file: kept open, or until the stack is left."""
+        path = self.array._shard_path(row, s)
+        with self._lock:
+            fd = self._open.get((row, s))
+            if fd is None and len(self._open) < KEPT_OPEN:
+                with refusals(path):
+                    fd = self._open[row, s] = os.open(path, os.O_RDONLY)
+        return stack.enter_context(reading(path)) if fd is None else fd

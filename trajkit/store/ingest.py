@@ -1,0 +1,416 @@
+"""Ingest: append every complete checkpoint of a series that the store does not hold yet."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trajkit.arrays import DTYPES
+from trajkit.checkpoints.checkpoint import Checkpoint, HalfWritten, open_checkpoint
+from trajkit.checkpoints.layout import FlatVector
+from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
+from trajkit.checkpoints.series import as_paths, find_series
+from trajkit.checkpoints.trainers import Found
+from trajkit.defaults import DEFAULT_CODEC, DEFAULT_KEYFRAMES, DEFAULT_MEMORY_BYTES, DEFAULT_STORE
+from trajkit.errors import InvalidInput, Locked, NotFound, StorageError, TrajkitError
+from trajkit.parallel import Plan, count_workers, plan_workers
+from trajkit.progress import Advanced, Finished, Note, Progress, Started, silent
+from trajkit.store.codecs import codec_by_name
+from trajkit.store.store import Store
+from trajkit.store.writer import StoreWriter, bytes_a_worker, check_cast
+from trajkit.units import format_bytes, format_rate, parse_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IngestPlan:
+    """What an ingest would do."""
+
+    steps: tuple[int, ...]
+    """training steps to append"""
+    skipped: tuple[int, ...]
+    """training steps the store already holds"""
+    raw_bytes: int
+    """bytes of the tensors to append"""
+    memory_bytes: int
+    """the plan's peak, above the interpreter and its libraries"""
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What an ingest did."""
+
+    store: str
+    steps: int
+    """committed steps in the store now"""
+    ingested: int
+    skipped: int
+    raw_bytes: int
+    """bytes of all committed checkpoints' tensors, uncoded"""
+    stored_bytes: int
+    """bytes of everything in the store but its fits"""
+    seconds: float
+    bytes_per_second: float
+    """raw bytes appended over the time taken"""
+    bottleneck: str | None
+    """the stage that set the pace: read, code, compress or write; None when nothing was appended"""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    interrupted: bool = False
+    """whether an interrupt ended it (with ``watch``)"""
+
+
+def ingest(
+    paths: str | Path | Sequence[str | Path],
+    store: str | Path = DEFAULT_STORE,
+    *,
+    base: str | Path | None = None,
+    codec: str | None = None,
+    keyframes: int | None = None,
+    dtype: str | None = None,
+    memory: str | int = DEFAULT_MEMORY_BYTES,
+    watch: bool = False,
+    poll_seconds: float = 5.0,
+    progress: Progress = silent,
+) -> IngestResult:
+    """Append the complete checkpoints found at ``paths`` to a store, which is made if missing.
+
+    Every header of every checkpoint is read and compared before a byte is written, so that a
+    damaged or foreign checkpoint leaves the store as it was. Running it again adds what is new.
+
+    Args:
+        paths: a folder of step folders, step folders, or files (see :mod:`trajkit.checkpoints.series`).
+        store: the store's folder.
+        base: the model before training, appended as step 0.
+        codec: ``zstd`` (default), ``lz4``, ``pcodec`` or ``none``; fixed when the store is made.
+        keyframes: K, a key frame every K checkpoints (default 64); fixed when the store is made.
+        dtype: convert floating-point tensors to this dtype (``bfloat16`` or ``float32``), rounding
+            once to nearest even; recorded in the store.
+        memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
+        watch: go on looking for new checkpoints until interrupted. A checkpoint is taken when it
+            is complete and its files did not change between two looks; what is not there yet, not
+            complete or locked is waited for.
+        poll_seconds: how often to look, with ``watch``.
+        progress: receives :mod:`trajkit.progress` events.
+
+    Raises:
+        NotFound: no checkpoint at ``paths``.
+        FormatError: a file is damaged. Mismatch: a checkpoint is of another model.
+        InvalidInput: a step earlier than the last committed one is not in the store.
+        OverBudget: the budget is too small. Locked: another writer holds the store.
+        StorageError: the disk refuses: full, read-only, gone; committed steps are intact.
+    """
+    started = time.perf_counter()
+    check_options(codec, keyframes, dtype)
+    path_list, base_path = as_paths(paths), None if base is None else Path(base)
+    job = _Job(Path(store), codec, keyframes, dtype, parse_bytes(memory), progress)
+    interrupted = False
+    try:
+        if watch:
+            job.watch(path_list, base_path, poll_seconds)
+        else:
+            job.run(job.look(path_list, base_path))
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+        interrupted = True
+        progress(Note("interrupted: every committed step is safe"))
+    return job.result(time.perf_counter() - started, interrupted)
+
+
+def plan_ingest(
+    paths: str | Path | Sequence[str | Path],
+    store: str | Path = DEFAULT_STORE,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    memory: str | int = DEFAULT_MEMORY_BYTES,
+) -> IngestPlan:
+    """What :func:`ingest` would append, from the headers alone; raises what it would raise."""
+    series = find_series(as_paths(paths), None if base is None else Path(base))
+    job = _Job(Path(store), None, None, dtype, parse_bytes(memory), silent)
+    held = job.committed()
+    new = job.missing(held, series.found)
+    sizes, vectors = job.check(held, new)
+    raw = sum(n for _, n in sizes)
+    plan = job.plan(held, vectors)
+    skipped = tuple(f.step for f in series.found if f not in new)
+    return IngestPlan(tuple(f.step for f in new), skipped, raw, plan.n_bytes, plan.workers)
+
+
+class _Job:
+    """One call of :func:`ingest`: the options, and what has been done so far."""
+
+    def __init__(
+        self,
+        store_path: Path,
+        codec: str | None,
+        keyframes: int | None,
+        cast: str | None,
+        budget: int,
+        progress: Progress,
+    ) -> None:
+        self.store_path = store_path
+        self.codec = codec
+        self.keyframes = keyframes
+        self.cast = cast
+        self.budget = budget
+        self.progress = progress
+        self.ingested = 0
+        self.skipped: set[int] = set()
+        self.raw_bytes = 0
+        self.busy_seconds = 0.0
+        self.stages: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    def look(self, paths: Sequence[Path], base: Path | None) -> tuple[Found, ...]:
+        """The complete checkpoints; a note for each that is not."""
+        series = find_series(paths, base)
+        for gone in series.incomplete:
+            self.note(f"passed over {gone.path}: {gone.reason}")
+        return series.found
+
+    def note(self, text: str) -> None:
+        """Say something, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self.progress(Note(text))
+
+    def watch(self, paths: Sequence[Path], base: Path | None, poll_seconds: float) -> None:
+        """Append checkpoints as they become complete, until interrupted."""
+        if base is not None and not base.exists():
+            raise NotFound(f"{base}: no such file or folder for the base model")
+        self.note(f"watching {', '.join(map(str, paths))}; interrupt to end")
+        stamps: dict[Path, object] = {}
+        while True:
+            try:
+                found = self.look(paths, base)
+                later = self.later(found)
+                before, stamps = stamps, {f.path: _stamp(f.path) for f in later}
+                at_rest = [before.get(f.path) == stamps[f.path] for f in later] + [False]
+                self.run(found, later[: at_rest.index(False)], patient=True)
+            except (HalfWritten, Locked, NotFound) as error:
+                self.note(f"waiting: {error}")
+            time.sleep(poll_seconds)
+
+    def later(self, found: Sequence[Found]) -> list[Found]:
+        """The checkpoints that the store lacks and can still take; a note for each other one."""
+        store = self.committed()
+        have = set() if store is None else set(store.steps.tolist())
+        last = max(have, default=-1)
+        for item in found:
+            if item.step < last and item.step not in have:
+                self.note(f"left out {item.path}: step {item.step} came after step {last} was in")
+        return [f for f in found if f.step > last]
+
+    def committed(self) -> Store | None:
+        """The store as it is, or None when there is none yet."""
+        try:
+            return Store.open(self.store_path)
+        except NotFound:
+            return None
+
+    def missing(self, store: Store | None, found: Sequence[Found]) -> list[Found]:
+        """The checkpoints that the store lacks; raises when one would have to go in between."""
+        if store is None or not len(store.steps):
+            return list(found)
+        have = set(store.steps.tolist())
+        last = int(store.steps[-1])
+        new = [f for f in found if f.step not in have]
+        early = [f for f in new if f.step < last]
+        if early:
+            raise InvalidInput(
+                f"{early[0].path}: step {early[0].step} is earlier than the last committed step "
+                f"{last}, and frames are never rewritten; ingest all steps into a new --store, or "
+                "name only the later ones"
+            )
+        return new
+
+    def check(
+        self, store: Store | None, found: Sequence[Found], patient: bool = False
+    ) -> tuple[list[tuple[Found, int]], Mapping[str, FlatVector]]:
+        """Read all headers and compare them with the store.
+
+        Returns:
+            (checkpoint, bytes of its tensors) for each, and the flat vectors: the store's, or those
+            that the first checkpoint lays out. Where ``patient``, the first checkpoint that is not
+            complete ends the list.
+        """
+        vectors: Mapping[str, FlatVector] = {} if store is None else store.vectors
+        cast = self.cast if store is None else store.commit.cast
+        sizes = []
+        for item in found:
+            try:
+                checkpoint = open_checkpoint(item.path, item.step)
+            except (HalfWritten, NotFound) as error:
+                if not patient:
+                    raise
+                self.note(f"waiting: {error}")
+                break
+            if store is None and not vectors:
+                vectors = lay_out_checkpoint(checkpoint, cast)
+            with FlatReader(checkpoint, vectors, cast):
+                sizes.append((item, sum(v.n_bytes for v in vectors.values())))
+        return sizes, vectors
+
+    def plan(self, store: Store | None, vectors: Mapping[str, FlatVector]) -> Plan:
+        """Workers within the budget; raises :class:`OverBudget` where not one fits."""
+        cast = self.cast if store is None else store.commit.cast
+        return plan_workers("ingest", count_workers(), bytes_a_worker(vectors, cast), self.budget)
+
+    def run(
+        self, found: Sequence[Found], ready: Sequence[Found] | None = None, patient: bool = False
+    ) -> None:
+        """Append what is new among these checkpoints (or of those that are ``ready``)."""
+        store = self.committed()
+        if store is not None:
+            check_cast(store, self.cast)
+            self._check_fixed_options(store)
+        new = self.missing(store, found) if ready is None else list(ready)
+        if ready is None:
+            self.skipped |= {f.step for f in found} - {f.step for f in new}
+        elif store is not None and not self.ingested:
+            self.skipped |= {f.step for f in found} & set(store.steps.tolist())
+        sizes, vectors = self.check(store, new, patient)
+        new = [f for f, _ in sizes]
+        if not new:
+            return
+        workers = self.plan(store, vectors).workers
+        clock = time.perf_counter()
+        n_bytes = sum(n for _, n in sizes)
+        self.progress(Started(f"ingest {len(new)} checkpoints", n_bytes))
+        with StoreWriter(self.store_path, workers) as writer:
+            # another writer may have come between the look above and the lock
+            held = set() if writer.store is None else set(writer.store.steps.tolist())
+            pending = [f for f in new if f.step not in held]
+            self._append_all(writer, pending, found)
+        spent = time.perf_counter() - clock
+        self.busy_seconds += spent
+        for stage, seconds in writer.seconds.items():
+            share = seconds if stage == "write" else seconds / workers
+            self.stages[stage] = self.stages.get(stage, 0.0) + share
+        self.progress(
+            Finished(
+                f"{len(pending)} checkpoints, {format_bytes(n_bytes)} at "
+                f"{format_rate(n_bytes, spent)}; pace set by: {self.bottleneck()}"
+            )
+        )
+
+    def _append_all(
+        self, writer: StoreWriter, pending: Sequence[Found], found: Sequence[Found]
+    ) -> None:
+        previous: FlatReader | None = None
+        try:
+            if writer.store is not None and len(writer.store.steps):
+                previous = self._reader_of(int(writer.store.steps[-1]), found, writer.store)
+            for item in pending:
+                checkpoint = open_checkpoint(item.path, item.step)
+                if writer.store is None:
+                    writer.create(
+                        checkpoint,
+                        self.codec or DEFAULT_CODEC,
+                        self.keyframes or DEFAULT_KEYFRAMES,
+                        self.cast,
+                    )
+                    self._note_cast(checkpoint)
+                layout = writer.layout()
+                reader = FlatReader(checkpoint, layout.vectors, layout.commit.cast)
+                try:
+                    self._notes(reader)
+                    writer.append(reader, previous, lambda n: self.progress(Advanced(n)))
+                except BaseException:
+                    reader.__exit__()
+                    raise
+                if previous is not None:
+                    previous.__exit__()
+                previous = reader
+                self.ingested += 1
+                self.raw_bytes += sum(v.n_bytes for v in layout.vectors.values())
+        finally:
+            if previous is not None:
+                previous.__exit__()
+
+    def _reader_of(self, step: int, found: Sequence[Found], store: Store) -> FlatReader | None:
+        """The files of a committed step, where the series still has them and they still match."""
+        for item in found:
+            if item.step == step:
+                try:
+                    checkpoint = open_checkpoint(item.path, step)
+                    return FlatReader(checkpoint, store.vectors, store.commit.cast)
+                except TrajkitError:
+                    return None  # changed since: the store itself has the bits
+        return None
+
+    def _notes(self, reader: FlatReader) -> None:
+        step = reader.checkpoint.step
+        if reader.checkpoint.prefix:
+            self.note(f"stripped the prefix {reader.checkpoint.prefix!r} from the names")
+        if reader.checkpoint.adapter:
+            self.note(
+                "an adapter: its own tensors are kept and fitted; a line in A and B is not a line "
+                "in their product BA"
+            )
+        for alias, partner in reader.tied.items():
+            self.note(f"step {step}: {alias} is tied to {partner}, kept once")
+        for name in reader.absent:
+            self.note(f"step {step}: {name} is absent, taken from the tensor it is tied to")
+
+    def _note_cast(self, checkpoint: Checkpoint) -> None:
+        floats = sorted({e.dtype for e in checkpoint.tensors.values() if DTYPES[e.dtype].is_float})
+        if self.cast is not None:
+            self.note(
+                f"floating-point tensors ({', '.join(floats)} in step {checkpoint.step}) are kept "
+                f"as {self.cast}, as --dtype says: restore will write {self.cast}"
+            )
+
+    def _check_fixed_options(self, store: Store) -> None:
+        for option, asked, made in (
+            ("codec", self.codec, store.commit.codec),
+            ("keyframes", self.keyframes, store.commit.keyframes),
+        ):
+            if asked is not None and asked != made:
+                raise InvalidInput(
+                    f"{store.path}: was made with --{option} {made}, which is fixed at creation; "
+                    "leave the option out, or name another --store"
+                )
+
+    def bottleneck(self) -> str | None:
+        """The stage with the most time in it, if there was any work."""
+        return max(self.stages, key=self.stages.__getitem__) if self.stages else None
+
+    def result(self, seconds: float, interrupted: bool) -> IngestResult:
+        """The closing account."""
+        store = self.committed()  # None when a watch was interrupted before the first checkpoint
+        return IngestResult(
+            store=str(self.store_path),
+            steps=0 if store is None else len(store.steps),
+            ingested=self.ingested,
+            skipped=len(self.skipped),
+            raw_bytes=0 if store is None else store.raw_bytes,
+            stored_bytes=0 if store is None else store.stored_bytes,
+            seconds=seconds,
+            bytes_per_second=self.raw_bytes / self.busy_seconds if self.busy_seconds else 0.0,
+            bottleneck=self.bottleneck(),
+            stage_seconds=dict(self.stages),
+            interrupted=interrupted,
+        )
+
+
+def check_options(codec: str | None, keyframes: int | None, dtype: str | None) -> None:
+    """Refuse options that no store can be made with."""
+    if codec is not None:
+        codec_by_name(codec)
+    if keyframes is not None and keyframes < 1:
+        raise InvalidInput(f"keyframes must be 1 or more, not {keyframes}")
+    if dtype is not None and not (dtype in DTYPES and DTYPES[dtype].is_float):
+        raise InvalidInput(f"dtype must be a floating-point type such as bfloat16, not {dtype!r}")
+
+
+def _stamp(path: Path) -> object:
+    """What differs when a checkpoint's files have been written to; :class:`NotFound` when gone."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    except FileNotFoundError as error:
+        raise NotFound(f"{error.filename}: removed while it was looked at") from None
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error

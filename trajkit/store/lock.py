@@ -1,0 +1,60 @@
+"""The lock of a store's one writer."""
+
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Self
+
+from trajkit.disk import disk_errors
+from trajkit.errors import Locked, StorageError
+
+
+class StoreLock:
+    """The one writer's lock: an flock on ``.lock``, which names the holder."""
+
+    def __init__(self, store_path: Path) -> None:
+        self.path = store_path / ".lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        while True:
+            with disk_errors(self.path):
+                file = self.path.open("a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = " ".join(file.read(200).split()) or "another process"
+                file.close()
+                raise Locked(
+                    f"{self.path.parent}: {holder} is writing to this store; wait until it is done"
+                ) from None
+            except OSError as error:
+                file.close()
+                raise StorageError(
+                    f"{self.path}: cannot be locked here ({error.strerror}), and without a lock "
+                    "two writers could meet; keep the store on a file system that has flock"
+                ) from error
+            try:
+                if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
+                    break
+            except FileNotFoundError:
+                pass  # the holder before us removed the file between our open and our lock
+            file.close()
+        self._file = file
+        with suppress(OSError):  # a full disk: the lock holds all the same, only without a name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._file is not None
+        try:
+            with suppress(OSError):  # turned read-only meanwhile: a file without a lock is free
+                self.path.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                self._file.close()

@@ -1,0 +1,180 @@
+"""The trajectory store, opened for reading: plain Zarr v3 with a committed list of steps.
+
+    trajkit.zarr/
+      zarr.json              the commit: format, codec, vectors, committed steps, digests
+      steps                  int64 [T]
+      tensors/zarr.json      the tensor table
+      frames/<dtype>         unsigned [T, N]: one coded frame a checkpoint
+      digests/<dtype>        uint64 [T, chunks]: xxh3-64 of each chunk's raw bits
+      assets/                the run's config and tokenizer files; descriptions of the source files
+      fits/<name>/           see trajkit.fits
+
+Frame t is a *key* frame (the bits as they are) when t is a multiple of K, otherwise a *delta* frame
+of zigzag differences to frame t - 1. What lies beyond the committed steps is ignored. DESIGN.md
+says what must hold and what is refused.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from trajkit.arrays import Array
+from trajkit.checkpoints.layout import FlatVector, TensorInfo, tensors_of
+from trajkit.errors import FormatError, NotFound, StorageError
+from trajkit.kernels import api as kernels
+from trajkit.store.array import ZArray
+from trajkit.store.chunks import ChunkReader
+from trajkit.store.codecs import Codec, PlainCodec, codec_by_name
+from trajkit.store.commit import Commit, read_table
+
+STEPS_CHUNK = 1 << 16
+"""checkpoints a chunk of ``steps``: one chunk, so that a longer run changes its shape only"""
+
+
+class Store:
+    """A snapshot of a store as committed at the moment of opening; needs no lock."""
+
+    def __init__(self, path: Path, commit: Commit, vectors: Mapping[str, FlatVector]) -> None:
+        self.path = path
+        self.commit = commit
+        self.vectors = dict(vectors)
+        """the flat vectors, by dtype"""
+        self.codec: Codec = codec_by_name(commit.codec)
+        rows = len(commit.frames)
+        names = ("checkpoint", "element")
+        self.frames = {
+            d: ZArray(path / "frames" / d, v.dtype.bits, v.size, v.chunk, self.codec, rows, names)
+            for d, v in self.vectors.items()
+        }
+        """the coded frames, unsigned [T, N], by dtype"""
+        self.digests = {
+            d: ZArray(
+                path / "digests" / d,
+                np.dtype("uint64"),
+                v.n_chunks,
+                max(v.n_chunks, 1),
+                PlainCodec(),
+                rows,
+                ("checkpoint", "chunk"),
+            )
+            for d, v in self.vectors.items()
+        }
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Self:
+        """Open what is committed at ``path``.
+
+        Raises:
+            NotFound: there is no store.
+            FormatError: the root attributes or the tensor table are damaged.
+            Unsupported: the store is of a later format version.
+            StorageError: the disk refused to read it.
+        """
+        path = Path(path)
+        root = path / "zarr.json"
+        try:
+            commit = Commit.parse(root, root.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(
+                f"no store at {path}: make one with 'trajkit ingest CKPTS', or name another with "
+                "--store"
+            ) from None
+        except OSError as error:
+            raise StorageError(f"{root}: {error.strerror or error}") from error
+        return cls(path, commit, read_table(path, commit))
+
+    def grown(self, commit: Commit) -> Self:
+        """The same store at a later commit."""
+        return type(self)(self.path, commit, self.vectors)
+
+    @cached_property
+    def steps(self) -> Array:
+        """The committed training steps, int64 [T], ascending."""
+        return np.array([f.step for f in self.commit.frames], np.int64)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor by name."""
+        return tensors_of(self.vectors)
+
+    @property
+    def steps_array(self) -> ZArray:
+        """The array ``steps``, for other readers; trajkit reads the commit."""
+        rows = len(self.commit.frames)
+        return ZArray(
+            self.path / "steps",
+            np.dtype("int64"),
+            rows,
+            STEPS_CHUNK,
+            codec_by_name("zstd"),
+            dimension_names=("checkpoint",),
+        )
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all committed checkpoints' elements, uncoded."""
+        return len(self.commit.frames) * sum(v.n_bytes for v in self.vectors.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of everything that keeps the checkpoints: the store's files, but for the fits."""
+        files = (f for f in self.path.rglob("*") if f.is_file())
+        fits = self.path / "fits"
+        return sum(f.stat().st_size for f in files if fits not in f.parents)
+
+    def index_of(self, step: int) -> int:
+        """The frame index of a committed step; raises :class:`NotFound` and says what there is."""
+        hits = np.flatnonzero(self.steps == step)
+        if not len(hits):
+            raise NotFound(f"{self.path}: step {step} is not in the store; {self._range()}")
+        return int(hits[0])
+
+    def _range(self) -> str:
+        if not len(self.steps):
+            return "it holds no step yet"
+        return f"it holds {len(self.steps)} steps from {self.steps[0]} to {self.steps[-1]}"
+
+    def is_key(self, t: int) -> bool:
+        """Whether frame ``t`` is a key frame."""
+        return t % self.commit.keyframes == 0
+
+    def read_codes(self, dtype: str, t: int, k: int, out: Array) -> None:
+        """Fill ``out`` (unsigned [C]) with the codes of chunk ``k`` of frame ``t``."""
+        try:
+            self.frames[dtype].read_chunk(t, k, out)
+        except FormatError as error:
+            raise FormatError(f"{error}; {self.describe_chunk(dtype, t, k)}") from error
+
+    def read_code_rows(self, reader: ChunkReader, frames: range, k: int, out_TN: Array) -> None:
+        """Fill ``out_TN`` (unsigned [T, C]) with the codes of chunk ``k`` of some frames.
+
+        ``reader`` is one of ``self.frames``, open. Raises as :meth:`read_codes`.
+        """
+        try:
+            reader.read_rows(frames, k, out_TN)
+        except FormatError:  # once more, one by one, to say which step it is
+            for t, out in zip(frames, out_TN, strict=True):
+                self.read_codes(reader.array.path.name, t, k, out)
+
+    def read_bits(self, dtype: str, t: int, k: int, out: Array, scratch: Array) -> None:
+        """Fill ``out`` (unsigned [C]) with the bits of chunk ``k`` at frame ``t``.
+
+        Decodes from the last key frame on, at most K - 1 deltas; ``scratch`` is sized as ``out``.
+        """
+        key = t - t % self.commit.keyframes
+        self.read_codes(dtype, key, k, out)
+        for later in range(key + 1, t + 1):
+            self.read_codes(dtype, later, k, scratch)
+            kernels.decode_frame(scratch, out, out)
+
+    def describe_chunk(self, dtype: str, t: int, k: int) -> str:
+        """Which step and which tensors a chunk belongs to, for messages."""
+        vector = self.vectors[dtype]
+        names = [span.tensor.name for span in vector.spans(*vector.chunk_span(k))]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        s = "s" if len(names) > 1 else ""
+        return f"step {self.steps[t]}, tensor{s} {', '.join(names[:3])}{more}"

@@ -1,0 +1,368 @@
+"""Appending checkpoints to a store: one writer, and one atomic replace that makes each one true.
+
+Order of an append: the frame's chunks and their digests, the arrays' metadata, the source record
+and the run's side files, all on disk; then the root attributes, by one rename. A crash before the
+rename leaves the store as it was, plus files that readers ignore and the next writer removes.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock, local
+from typing import Any, Self
+
+import numpy as np
+
+from trajkit.arrays import Array
+from trajkit.checkpoints.checkpoint import Checkpoint
+from trajkit.checkpoints.layout import CHUNK_ELEMENTS, FlatVector
+from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
+from trajkit.checkpoints.record import describe_source, source_path
+from trajkit.disk import canonical_json, disk_errors, replace_file, sync_directory
+from trajkit.errors import (
+    AlreadyExists,
+    FormatError,
+    InvalidInput,
+    Mismatch,
+    NotFound,
+    TrajkitError,
+)
+from trajkit.kernels import api as kernels
+from trajkit.parallel import map_in_order
+from trajkit.store.commit import (
+    Commit,
+    Frame,
+    add_frame,
+    chunk_digest,
+    frame_digest,
+    table_document,
+)
+from trajkit.store.documents import GROUP
+from trajkit.store.lock import StoreLock
+from trajkit.store.rows import RowWriter, write_row
+from trajkit.store.store import Store
+
+_OURS = {"tensors", "frames", "digests", "assets", "steps", "fits", ".lock", "zarr.json.part"}
+
+
+def bytes_a_worker(vectors: Mapping[str, FlatVector], cast: str | None) -> int:
+    """Memory of one chunk in work, if it does not compress at all.
+
+    Three buffers (bits, previous bits, codes); the coded chunk without and with its checksum, and
+    two more that wait to be written; what a conversion holds besides, 8-byte elements at worst.
+    """
+    buffers = [(7 * v.dtype.itemsize + (32 if cast else 0)) * v.chunk for v in vectors.values()]
+    return max(buffers, default=0)
+
+
+class StoreWriter:
+    """The one writer of a store; use it in a ``with`` block.
+
+    Raises:
+        Locked: another process writes to the store.
+        AlreadyExists: the path is a folder that is not a trajkit store, or a file.
+        StorageError: the disk refuses: full, read-only.
+    """
+
+    def __init__(self, path: Path, workers: int) -> None:
+        self.path = path
+        self.workers = workers
+        self.store: Store | None = None
+        """the store as last committed; None until there is a first commit"""
+        self.seconds = {"read": 0.0, "code": 0.0, "compress": 0.0, "write": 0.0}
+        """time spent a stage, summed over workers (``write``: by the one that writes)"""
+        self._lock = StoreLock(path)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="trajkit")
+        self._buffers = local()
+        self._seconds_lock = Lock()
+        self._made = False
+
+    def __enter__(self) -> Self:
+        with disk_errors(self.path):
+            self._made = not self.path.exists()
+            if not self._made and not self.path.is_dir():
+                raise AlreadyExists(f"{self.path}: a file, not a store; name another with --store")
+            if not self._made and not self._root.exists():
+                strangers = sorted({p.name for p in self.path.iterdir()} - _OURS)
+                if strangers:
+                    raise AlreadyExists(
+                        f"{self.path}: not a trajkit store (it holds {strangers[0]!r}); name a new "
+                        "folder with --store"
+                    )
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.__enter__()
+        try:
+            try:
+                self.store = Store.open(self.path)
+            except NotFound:
+                self.store = None
+            else:
+                with disk_errors(self.path):
+                    self._heal(self.store)
+        except BaseException:
+            self._lock.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        if self._made and not self._root.exists():
+            shutil.rmtree(self.path, ignore_errors=True)  # nothing was committed: leave no trace
+        self._lock.__exit__()
+
+    @property
+    def _root(self) -> Path:
+        """The file whose replacement is the commit."""
+        return self.path / "zarr.json"
+
+    def create(
+        self,
+        checkpoint: Checkpoint,
+        codec: str,
+        keyframes: int,
+        cast: str | None,
+        chunk: int = CHUNK_ELEMENTS,
+    ) -> None:
+        """Lay out a new store for this checkpoint's tensors; it exists with the first commit."""
+        vectors = lay_out_checkpoint(checkpoint, cast, chunk)
+        table = canonical_json(table_document(vectors))
+        commit = Commit(
+            codec=codec,
+            keyframes=keyframes,
+            chunk=max((v.chunk for v in vectors.values()), default=1),
+            sizes={d: v.size for d, v in vectors.items()},
+            tensors_sha256=hashlib.sha256(table).hexdigest(),
+            cast=cast,
+            frames=(),
+        )
+        for leftover in ("frames", "digests", "steps", "assets", "fits"):
+            if (self.path / leftover).exists():
+                with disk_errors(self.path):
+                    shutil.rmtree(self.path / leftover)
+        for group in ("tensors", "frames", "digests", "assets"):
+            with disk_errors(self.path):
+                (self.path / group).mkdir(exist_ok=True)
+            content = table if group == "tensors" else GROUP
+            replace_file(self.path / group / "zarr.json", content)
+        self.store = None
+        self._empty = Store(self.path, commit, vectors)
+
+    def layout(self) -> Store:
+        """The store to append to: the committed one, or the empty one just laid out."""
+        return self.store if self.store is not None else self._empty
+
+    def append(
+        self,
+        reader: FlatReader,
+        previous: FlatReader | None,
+        advanced: Callable[[int], None] = lambda n_bytes: None,
+    ) -> Frame:
+        """Write one checkpoint as the next frame and commit it.
+
+        Args:
+            reader: the checkpoint.
+            previous: the last committed checkpoint's files, where they are still at hand; each
+                chunk read from them is checked against its digest, and a chunk that does not match
+                is decoded from the store instead.
+            advanced: called with the raw bytes of each chunk done.
+
+        Raises:
+            InvalidInput: the step is not later than the last committed one.
+            HalfWritten: the files changed while they were read. Mismatch: see :meth:`check_tied`.
+            StorageError: the disk refuses; the store is as it was.
+        """
+        store = self.layout()
+        t = len(store.commit.frames)
+        step = reader.checkpoint.step
+        if t and step <= store.commit.frames[-1].step:
+            raise InvalidInput(
+                f"{reader.checkpoint.root}: step {step} is not later than the last committed step "
+                f"{store.commit.frames[-1].step}, and frames are never rewritten"
+            )
+        reader.check_tied()
+        stored = 0
+        digests = []
+        for dtype in store.vectors:
+            n_bytes, chunk_digests = self._write_frame(store, dtype, t, reader, previous, advanced)
+            stored += n_bytes
+            digests.append(chunk_digests)
+        reader.check_unchanged()
+        source, record = describe_source(reader, self._keep_asset).pack()
+        if not source_path(self.path, source).exists():
+            replace_file(source_path(self.path, source), record)
+        frame = Frame(step, frame_digest(digests), source, stored)
+        self._commit(store.grown(add_frame(store.commit, frame)))
+        return frame
+
+    def _commit(self, store: Store) -> None:
+        """Make the next state of the store true; the last replace is the commit."""
+        for dtype in store.vectors:
+            store.frames[dtype].write_metadata()
+            store.digests[dtype].write_metadata()
+            for array in (store.frames[dtype], store.digests[dtype]):
+                if (array.path / "c").exists():
+                    sync_directory(array.path / "c")
+        write_row(store.steps_array, store.steps)
+        store.steps_array.write_metadata()
+        replace_file(self._root, canonical_json(store.commit.document()))
+        self.store = store
+
+    def _write_frame(
+        self,
+        store: Store,
+        dtype: str,
+        t: int,
+        reader: FlatReader,
+        previous: FlatReader | None,
+        advanced: Callable[[int], None],
+    ) -> tuple[int, Array]:
+        """Code, compress and write one vector's frame: (bytes on disk, uint64 [chunks] digests)."""
+        vector = store.vectors[dtype]
+        digests = np.zeros(vector.n_chunks, np.uint64)
+        committed = None
+        if not store.is_key(t) and previous is not None:
+            committed = store.digests[dtype].read_row(t - 1)
+
+        def encode(k: int) -> bytes:
+            return self._encode_chunk(store, dtype, t, k, reader, previous, committed, digests)
+
+        with RowWriter(store.frames[dtype], t) as frame:
+            chunks = range(vector.n_chunks)
+            for k, coded in map_in_order(self._pool, encode, chunks, ahead=2 * self.workers):
+                clock = time.perf_counter()
+                frame.append(coded)
+                self.seconds["write"] += time.perf_counter() - clock
+                start, stop = vector.chunk_span(k)
+                advanced((stop - start) * vector.dtype.itemsize)
+        with RowWriter(store.digests[dtype], t) as row:
+            if vector.n_chunks:
+                row.append(store.digests[dtype].codec.encode(digests))
+        return frame.n_bytes + row.n_bytes, digests
+
+    def _encode_chunk(
+        self,
+        store: Store,
+        dtype: str,
+        t: int,
+        k: int,
+        reader: FlatReader,
+        previous: FlatReader | None,
+        committed: Array | None,
+        digests: Array,
+    ) -> bytes:
+        """One worker's job: read a chunk and its predecessor, difference, compress."""
+        vector = store.vectors[dtype]
+        start, stop = vector.chunk_span(k)
+        n = stop - start
+        clocks = [time.perf_counter()]
+        bits, before, scratch = self._chunk_buffers(vector)
+        bits[n:] = 0
+        reader.fill(dtype, start, stop, bits[:n])
+        digests[k] = chunk_digest(bits[:n])
+        if store.is_key(t):
+            clocks.append(time.perf_counter())
+            codes = bits
+        else:
+            self._fill_previous(store, dtype, t, k, previous, committed, before, scratch)
+            clocks.append(time.perf_counter())
+            kernels.encode_frame(bits, before, scratch)
+            codes = scratch
+        clocks.append(time.perf_counter())
+        coded = store.codec.encode(codes)
+        clocks.append(time.perf_counter())
+        with self._seconds_lock:
+            for stage, spent in zip(("read", "code", "compress"), np.diff(clocks), strict=True):
+                self.seconds[stage] += float(spent)
+        return coded
+
+    def _fill_previous(
+        self,
+        store: Store,
+        dtype: str,
+        t: int,
+        k: int,
+        previous: FlatReader | None,
+        committed: Array | None,
+        out: Array,
+        scratch: Array,
+    ) -> None:
+        """The bits of chunk ``k`` of the frame before: from its own files if they still agree."""
+        vector = store.vectors[dtype]
+        start, stop = vector.chunk_span(k)
+        n = stop - start
+        if previous is not None and committed is not None:
+            try:
+                previous.fill(dtype, start, stop, out[:n])
+            except TrajkitError:
+                pass  # its files are gone or changed: the store has the bits
+            else:
+                if chunk_digest(out[:n]) == committed[k]:
+                    out[n:] = 0
+                    return
+        store.read_bits(dtype, t - 1, k, out, scratch)
+
+    def _chunk_buffers(self, vector: FlatVector) -> tuple[Array, Array, Array]:
+        """Three chunk-sized buffers of the calling thread; one memory for all dtypes."""
+        n_bytes = vector.chunk * vector.dtype.itemsize
+        memory = getattr(self._buffers, "memory", None)
+        if memory is None or memory.shape[1] < n_bytes:
+            width = -(-n_bytes // 64) * 64  # each buffer aligned, whatever vector came first
+            self._buffers.memory = memory = np.empty((3, width), np.uint8)
+        bits, before, scratch = memory[:, :n_bytes].view(vector.dtype.bits)
+        return bits, before, scratch
+
+    def _keep_asset(self, name: str, path: Path) -> tuple[str, str]:
+        """Copy a side file into ``assets/`` unless it is there: (file name there, sha256)."""
+        with disk_errors(path):
+            content = path.read_bytes()
+        sha = hashlib.sha256(content).hexdigest()
+        for kept in (name, f"{sha[:12]}-{name}"):
+            target = self.path / "assets" / kept
+            if not target.exists():
+                replace_file(target, content)
+                return kept, sha
+            if target.read_bytes() == content:
+                return kept, sha
+        raise FormatError(f"{target}: damaged: its digest does not match its name")
+
+    def _heal(self, store: Store) -> None:
+        """Remove what a killed writer left beyond the commit.
+
+        Metadata goes back first: an array that claims a row which is gone would look damaged if
+        this is killed as well, while a row beyond the metadata is only ignored.
+        """
+        rows = len(store.commit.frames)
+        for array in (*store.frames.values(), *store.digests.values()):
+            if _rows_on_disk(array.path) != rows:
+                array.write_metadata()
+            row = rows
+            while array.row_path(row).exists():
+                shutil.rmtree(array.row_path(row))
+                row += 1
+        if _rows_on_disk(store.path / "steps") != rows:
+            store.steps_array.write_metadata()
+            write_row(store.steps_array, store.steps)
+        for folder in (store.path, *(store.path / name for name in ("tensors", "assets"))):
+            for part in folder.glob("*.part"):
+                part.unlink(missing_ok=True)
+
+
+def _rows_on_disk(path: Path) -> int | None:
+    """The first dimension of an array's metadata on disk, if it can be read."""
+    try:
+        document: Any = json.loads((path / "zarr.json").read_bytes())
+        return int(document["shape"][0])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def check_cast(store: Store, cast: str | None) -> None:
+    """Raise :class:`Mismatch` when a store was made with another ``--dtype`` than now asked for."""
+    made = store.commit.cast
+    if cast is not None and cast != made:
+        how = f"with --dtype {made}" if made else "without --dtype"
+        raise Mismatch(f"{store.path}: was made {how}, not {cast}; name another with --store")
