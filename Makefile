@@ -11,10 +11,10 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 test-all: $(READY)
-	TRAJKIT_TEST_PROFILE=large $(BIN)/python -m pytest -q -m "slow or not slow"
+	TRAJKIT_TEST_PROFILE=large $(BIN)/python -m pytest -q -n auto -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
