@@ -76,13 +76,13 @@ def _solve_block(
     rsq = tl.where(curved, rsq, tl.where(moving, 1.0, nan))
     sse = sst - explained
     dw = (q - 2.0 * slope * p + slope * slope * s_du2) / sse
-    dw = tl.where(curved & (sse > RESIDUAL_PART * sst), dw, nan)
+    dw = tl.where(curved & (sse > sst * RESIDUAL_PART), dw, nan)
     total = y_last.to(tl.float64) - y_first
     drift = total / u_span
     spread = q - 2.0 * drift * p + drift * drift * s_du2
     certain = tl.where(total > 0, float("inf"), tl.where(total < 0, float("-inf"), nan))
     drift_t = total / tl.sqrt(spread / (t_count - 2.0) * (t_count - 1.0))
-    drift_t = tl.where(spread > RESIDUAL_PART * q, drift_t, certain)
+    drift_t = tl.where(spread > q * RESIDUAL_PART, drift_t, certain)
     drift_t = tl.where(curved, drift_t, nan)
 
     value_range = y_max.to(tl.float64) - y_min.to(tl.float64)

@@ -1,7 +1,9 @@
 """One group of frames inside a Triton kernel: decode and add up, all in registers.
 
 A comparison of two scalars is never combined with a block by ``&``: Triton 3.9's interpreter gives
-it the type of what was compared. Scalars go into the block first, by ``tl.where``.
+it the type of what was compared. Scalars go into the block first, by ``tl.where``. A module's
+constant stands to the right of an operator: to the left, Triton 3.7's interpreter makes a constant
+of the whole block.
 
 Axes: N elements, BLOCK of them a program; frames of a batch are counted by t.
 """
