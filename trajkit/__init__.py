@@ -18,6 +18,8 @@ _HOME = {
     "verify": "trajkit.reports.verify",
     "open": "trajkit.trajectory",
     "Trajectory": "trajkit.trajectory",
+    "load_model": "trajkit.outputs.models",
+    "load_weights": "trajkit.outputs.models",
     "Fit": "trajkit.fits.kept",
     "TrajkitError": "trajkit.errors",
 }
@@ -30,6 +32,8 @@ __all__ = [
     "extrapolate",
     "fit",
     "ingest",
+    "load_model",
+    "load_weights",
     "open",
     "report",
     "restore",
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
     from trajkit.fits.fit import fit as fit
     from trajkit.fits.kept import Fit as Fit
     from trajkit.forecast.extrapolate import extrapolate as extrapolate
+    from trajkit.outputs.models import load_model as load_model
+    from trajkit.outputs.models import load_weights as load_weights
     from trajkit.reports.report import report as report
     from trajkit.reports.verify import verify as verify
     from trajkit.store.ingest import ingest as ingest

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from trajkit.store.store import Store
 from trajkit.store.tensors import element_bits, find_tensor, read_bits
 
 if TYPE_CHECKING:
+    import torch
+
     from trajkit.fits.kept import Fit
 
 __all__ = ["Trajectory", "open"]
@@ -103,6 +105,23 @@ class Trajectory:
         bits = element_bits(self.store, info.dtype, np.array([at]))[:, 0]
         wide = np.float64 if info.dtype == "float64" else np.float32
         return bits.view(DTYPES[info.dtype].scalar).astype(wide)
+
+    def state_dict(
+        self, step: int, *, estimator: str | None = None, **options: Any
+    ) -> "dict[str, torch.Tensor]":
+        """A step's tensors, by their names in the checkpoint, as torch tensors on the CPU.
+
+        Args:
+            step: a committed training step; with ``estimator``, a step to come.
+            estimator: how to extrapolate.
+            options: of the extrapolation, as :func:`trajkit.extrapolate` has them.
+
+        Raises:
+            NotFound: no such step or fit. Unsupported: torch or transformers are missing.
+        """
+        from trajkit.outputs.models import state_dict
+
+        return state_dict(self, step, estimator=estimator, **options)
 
 
 def open(path: str | Path = DEFAULT_STORE) -> Trajectory:  # noqa: A001 - as in zarr.open
