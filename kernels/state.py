@@ -24,6 +24,11 @@ RESIDUAL_FLOOR = 2.0**-20
 RSQ_BINS, DW_BINS, DRIFT_T_BINS, ULPS_BINS = 1000, 80, 80, 64
 ULPS_STEPS = 100
 """hist_ulps counts the movement of the line over so many training steps"""
+SUMS_VERSION = 1
+"""of the fields of :class:`Sums` and of the arithmetic that fills them: sums of another version are
+not added to, so whoever changes either raises it"""
+SUMS_SCALARS = ("count", "x_ref", "x_unit", "x_first", "x_last", "s_u", "s_uu", "s_du2")
+"""the scalars of :class:`Sums`; they belong to its arrays and to no others"""
 
 
 @dataclass(slots=True)
@@ -84,6 +89,11 @@ class Sums:
     def size(self) -> int:
         """N."""
         return int(self.s_d.shape[0])
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The host's scalars by name (``SUMS_SCALARS``)."""
+        return {name: getattr(self, name) for name in SUMS_SCALARS}
 
 
 @dataclass(slots=True)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from trajkit.kernels.gpu import launch as gpu
 from trajkit.kernels.gpu.prepare import bits_dtype
-from trajkit.kernels.state import Solution, Sums
+from trajkit.kernels.state import SUMS_SCALARS, Solution, Sums
 
-_SCALARS = ("dtype", "count", "x_ref", "x_unit", "x_first", "x_last", "s_u", "s_uu", "s_du2")
+_SCALARS = ("dtype", *SUMS_SCALARS)
 
 
 class GpuLane:

@@ -18,12 +18,12 @@ from trajkit.fits.kept import Fit, check_fit_name
 from trajkit.fits.paper import MIN_DISTINCT, MIN_RANGE, describe_kept, is_weight
 from trajkit.fits.plan import plan_fit
 from trajkit.fits.record import FitRecord
-from trajkit.fits.sums import KEEP_SUMS_FRAMES, find_prior, sums_scalars
+from trajkit.fits.sums import KEEP_SUMS_FRAMES, find_prior
 from trajkit.fits.table import make_table, pack_table, tensor_row
 from trajkit.fits.tasks import FitOptions, Pace, VectorJob
-from trajkit.fits.window import choose_window, window_digest
-from trajkit.kernels.state import new_stats
-from trajkit.progress import Finished, Progress, Started, silent
+from trajkit.fits.window import check_unchanged, choose_window, window_digest
+from trajkit.kernels.state import SUMS_VERSION, new_stats
+from trajkit.progress import Finished, Note, Progress, Started, silent
 from trajkit.stats.nulls import null_above, null_median
 from trajkit.store.lock import StoreLock
 from trajkit.store.tensors import Source, as_store
@@ -68,6 +68,7 @@ def fit(
 
     Raises:
         InvalidInput: fewer than two checkpoints in the window, or a threshold outside [0, 1].
+        Mismatch: the store holds other checkpoints by now than when it was opened.
         OverBudget: the budget is too small. Locked: another writer holds the store.
         FormatError: a damaged chunk; the fit that was there stays.
     """
@@ -85,20 +86,21 @@ def fit(
     plans = {v.dtype.name: plan_fit(v, window.n_frames, budget) for v in floats}
     if keep_sums is None:
         keep_sums = window.n_frames >= KEEP_SUMS_FRAMES
-    prior = find_prior(store, name, window)
-    done_frames = 0 if prior is None else len(prior.record.steps)
-    frames_read = window.n_frames - done_frames
-    raw_bytes = frames_read * sum(v.n_bytes for v in floats)
-    what = f"fit {window.n_frames} checkpoints on {backend}"
-    if prior is not None:
-        what += f" ({frames_read} new)"
-    progress(Started(what, raw_bytes))
     rows: list[dict[str, Any]] = []
     total = weights = new_stats(rsq_threshold, window.axis.span)
     pace = Pace()
     with StoreLock(store.path):
+        check_unchanged(store, window)
+        prior = find_prior(store, name, window, lambda text: progress(Note(text)))
+        frames_read = window.n_frames - (0 if prior is None else prior.n_frames)
+        raw_bytes = frames_read * sum(v.n_bytes for v in floats)
+        what = f"fit {window.n_frames} checkpoints on {backend}"
+        if prior is not None:
+            what += f" ({frames_read} new)"
+        progress(Started(what, raw_bytes))
         part = prepare_fit(store, name)
         digests: dict[str, str] = {}
+        sums: dict[str, dict[str, float]] = {}
         for vector in floats:
             plan, batch = plans[vector.dtype.name]
             options = FitOptions(backend, rsq_threshold, min_range, min_distinct, keep_sums)
@@ -109,6 +111,7 @@ def fit(
                 if is_weight(info.name):
                     weights = weights + stats
             digests |= job.digests
+            sums[vector.dtype.name] = job.scalars
         seconds = time.perf_counter() - started
         record = FitRecord(
             name=name,
@@ -127,7 +130,8 @@ def fit(
             seconds=seconds,
             table_sha256="",
             dtypes=tuple(v.dtype.name for v in floats),
-            sums=sums_scalars(window) if keep_sums else None,
+            sums=sums if keep_sums else None,
+            sums_version=SUMS_VERSION if keep_sums else None,
             frames_read=frames_read,
             digests=digests,
             paper=asdict(describe_kept(weights)) if paper else None,

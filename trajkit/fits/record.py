@@ -39,8 +39,10 @@ class FitRecord:
     table_sha256: str
     dtypes: tuple[str, ...]
     """the flat vectors that were fitted; integers are not"""
-    sums: Mapping[str, float] | None = None
-    """the sums' scalars, where the sums are kept"""
+    sums: Mapping[str, Any] | None = None
+    """the scalars of the sums of each dtype, where the sums are kept"""
+    sums_version: int | None = None
+    """``SUMS_VERSION`` of the kernels that made the sums; None: made before there was one"""
     frames_read: int = 0
     """checkpoints read for this fit: all of its window, or those since the fit it continues"""
     digests: Mapping[str, str] = field(default_factory=dict)

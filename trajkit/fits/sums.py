@@ -1,51 +1,72 @@
 """Sums that are kept, and the fit that goes on from them."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
-
-from trajkit.errors import FormatError, NotFound
+from trajkit.errors import FormatError, NotFound, StorageError
+from trajkit.fits.arrays import sums_arrays
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.fits.window import Window, window_digest
-from trajkit.kernels import api as kernels
-from trajkit.kernels.state import Sums
-from trajkit.kernels.steps import take_steps
+from trajkit.kernels.state import SUMS_VERSION
 from trajkit.store.store import Store
 
 KEEP_SUMS_FRAMES = 256
 """windows of so many checkpoints keep their sums: below, reading the frames again costs less"""
 
 
-def find_prior(store: Store, name: str, window: Window) -> Fit | None:
-    """The fit of that name, where it can be continued: sums kept, and of the window's beginning."""
+@dataclass(frozen=True, slots=True)
+class KeptSums:
+    """Sums in the store of the first checkpoints of a window, to go on from."""
+
+    path: Path
+    """the folder of the arrays of the fit that kept them"""
+    n_frames: int
+    """checkpoints in them"""
+    scalars: Mapping[str, Mapping[str, float]]
+    """what the arrays of each dtype are about: ``Sums.scalars``"""
+
+
+def find_prior(
+    store: Store, name: str, window: Window, tell: Callable[[str], None]
+) -> KeptSums | None:
+    """The sums kept by the fit of that name, where this window goes on from its own.
+
+    To be called under the store's lock. Sums of other checkpoints, or of another version of the
+    kernels, are passed over; damaged ones too, and ``tell`` gets a line that says so.
+    """
     try:
         prior = read_fit(store, name)
-    except (NotFound, FormatError):
+    except NotFound:
         return None
-    steps = prior.record.steps
-    if prior.record.sums is None or len(steps) > window.n_frames:
+    except FormatError as error:
+        tell(f"{error}; reading all checkpoints")
         return None
-    begun = replace(window, stop=window.first + len(steps))
-    if steps != window.axis.steps[: len(steps)]:
+    record = prior.record
+    n_frames = len(record.steps)
+    if record.sums is None or record.sums_version != SUMS_VERSION or n_frames > window.n_frames:
         return None
-    return prior if prior.record.frames_digest == window_digest(store, begun) else None
+    begun = replace(window, stop=window.first + n_frames)
+    if record.steps != window.axis.steps[:n_frames]:
+        return None
+    if record.frames_digest != window_digest(store, begun):
+        return None
+    fault = _find_fault(prior)
+    if fault is not None:
+        tell(f"{fault}: the sums that fit {name!r} kept are damaged; reading all checkpoints")
+        return None
+    return KeptSums(prior.path, n_frames, record.sums)
 
 
-def sums_scalars(window: Window) -> dict[str, float]:
-    """The scalars of the sums over a whole window."""
-    return _scalars_of(_counted_sums(window.axis.steps, window.axis.mean, window.axis.unit))
-
-
-_SCALARS = ("count", "x_ref", "x_unit", "x_first", "x_last", "s_u", "s_uu", "s_du2")
-
-
-def _scalars_of(sums: Sums) -> dict[str, float]:
-    return {name: getattr(sums, name) for name in _SCALARS}
-
-
-def _counted_sums(steps: Sequence[int], x_ref: float, x_unit: float) -> Sums:
-    """Sums of no elements that have counted these steps: their scalars are those of the window."""
-    sums = kernels.new_sums(0, "float32", x_ref, x_unit)
-    take_steps(sums, np.asarray(steps, np.float64))
-    return sums
+def _find_fault(fit: Fit) -> Path | None:
+    """The first array that a later fit would go on from and that is not as it was written."""
+    for dtype, arrays in fit.arrays.items():
+        needed = {"last": arrays["last"], **sums_arrays(fit.path, fit.store.vectors[dtype])}
+        for array in needed.values():
+            place = array.path.relative_to(fit.path).as_posix()
+            try:
+                if array.row_digest() != fit.record.digests.get(place):
+                    return array.path
+            except (OSError, StorageError):
+                return array.path
+    return None

@@ -19,7 +19,7 @@ from trajkit.arrays import Array
 from trajkit.checkpoints.layout import FlatVector, TensorInfo
 from trajkit.fits.arrays import SUMS, fit_arrays, sums_arrays
 from trajkit.fits.devices import Lane, open_lane
-from trajkit.fits.kept import Fit
+from trajkit.fits.sums import KeptSums
 from trajkit.fits.window import Window
 from trajkit.kernels import api as kernels
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD
@@ -37,6 +37,8 @@ class _Done:
     """One chunk's outcome: coded arrays by name, and the statistics of tensor parts."""
 
     coded: dict[str, bytes]
+    scalars: dict[str, float]
+    """of the sums, where they are kept"""
     parts: tuple[tuple[TensorInfo, Stats], ...]
 
 
@@ -79,7 +81,7 @@ class VectorJob:
         window: Window,
         batch: int,
         options: FitOptions,
-        prior: Fit | None,
+        prior: KeptSums | None,
         pace: Pace,
     ) -> None:
         self.store = store
@@ -89,11 +91,13 @@ class VectorJob:
         self.batch = batch
         self.options = options
         self.prior = prior
-        self.first = window.first + (len(prior.record.steps) if prior is not None else 0)
+        self.first = window.first + (0 if prior is None else prior.n_frames)
         self.pace = pace
         self.steps = np.array(window.axis.steps, np.float64)
         self.digests: dict[str, str] = {}
         """of each array written, by its path in the fit's folder"""
+        self.scalars: dict[str, float] = {}
+        """of the sums written, the same for every chunk"""
         self._arrays: dict[str, ZArray] = {}
         self._reader = ChunkReader(store.frames[self.dtype])
         self._mine = local()
@@ -116,6 +120,7 @@ class VectorJob:
                 for name, coded in done.coded.items():
                     writers[name].append(coded)
                 self.pace.add("write", time.perf_counter() - clock)
+                self.scalars = done.scalars
                 for info, part_stats in done.parts:
                     stats = part_stats
                     if info.name in unfinished:
@@ -156,7 +161,7 @@ class VectorJob:
         coded = {name: arrays[name].codec.encode(self._padded(c)) for name, c in columns.items()}
         self.pace.add("fit", middle - clock)
         self.pace.add("compress", time.perf_counter() - middle)
-        return _Done(coded, parts)
+        return _Done(coded, {} if sums is None else sums.scalars, parts)
 
     def _solve(self, k: int, n: int) -> tuple[Solution, Sums | None]:
         """The line of every element of chunk ``k``, and the sums where they are to be kept."""
@@ -196,15 +201,16 @@ class VectorJob:
         self.store.read_code_rows(self._reader, range(begin, end), k, codes_TN)
         return is_key
 
-    def _read_sums(self, prior: Fit, k: int, n: int) -> Sums:
-        """The sums that the fit to be continued has kept of chunk ``k``."""
+    def _read_sums(self, prior: KeptSums, k: int, n: int) -> Sums:
+        """The sums kept of chunk ``k``, and the scalars that they are about."""
         sums = kernels.new_sums(n, self.dtype, self.window.axis.mean, self.window.axis.unit)
-        for name, value in (prior.record.sums or {}).items():
+        for name, value in prior.scalars[self.dtype].items():
             setattr(sums, name, value)
         arrays = sums_arrays(prior.path, self.vector)
         for name in SUMS:
             _column(sums, name)[:] = self._read_column(arrays[name], k, n)
-        sums.bits_last[:] = self._read_column(prior.arrays[self.dtype]["last"], k, n)
+        last = fit_arrays(prior.path, self.vector)["last"]
+        sums.bits_last[:] = self._read_column(last, k, n)
         return sums
 
     def _read_column(self, array: ZArray, k: int, n: int) -> Array:

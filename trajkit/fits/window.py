@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from trajkit.errors import InvalidInput
+from trajkit.errors import InvalidInput, Mismatch
 from trajkit.stats.axis import StepAxis
 from trajkit.store.store import Store
 
@@ -49,3 +49,14 @@ def window_digest(store: Store, window: Window) -> str:
     """xxh3-128 over the frames' digests: which bits a fit is of."""
     frames = store.commit.frames[window.first : window.stop]
     return xxhash.xxh3_128_hexdigest("".join(f.digest for f in frames).encode())
+
+
+def check_unchanged(store: Store, window: Window) -> None:
+    """Raise :class:`Mismatch` unless the disk still holds the window that ``store`` was opened with.
+
+    To be called under the lock: checkpoints that came since do no harm, replaced ones do.
+    """
+    now = Store.open(store.path)
+    frames = slice(window.first, window.stop)
+    if now.commit.frames[frames] != store.commit.frames[frames] or now.codec != store.codec:
+        raise Mismatch(f"{store.path}: its checkpoints were replaced meanwhile; run it again")
