@@ -40,6 +40,8 @@ from trajkit.kernels.flags import (
     HELD_FLAGS,
 )
 from trajkit.kernels.formats import FORMATS, format_of, has_whole_blocks, values_of
+from trajkit.kernels.gate import OPEN, Gate
+from trajkit.kernels.rounding import NEAREST, Rounding
 from trajkit.kernels.state import Array, Solution, Stats, Sums, new_stats
 from trajkit.kernels.steps import span_units
 
@@ -52,7 +54,11 @@ __all__ = [
     "FLAG_STATIC",
     "FORMATS",
     "HELD_FLAGS",
+    "NEAREST",
+    "OPEN",
     "Calls",
+    "Gate",
+    "Rounding",
     "Solution",
     "Stats",
     "Sums",
@@ -72,7 +78,6 @@ __all__ = [
     "unshuffle",
     "values_of",
 ]
-Rounding: TypeAlias = Literal["nearest", "stochastic"]
 Base: TypeAlias = Literal["mean", "last"]
 
 
@@ -336,16 +341,11 @@ def extrapolate_line(
     last_bits: Array,
     slope: Array,
     mean: Array,
-    rsq: Array | None,
-    flags: Array,
     dtype: str,
     *,
     dx: float,
-    threshold: float | None,
-    held_flags: int = HELD_FLAGS,
-    rounding: Rounding = "nearest",
-    seed: int = 0,
-    first_index: int = 0,
+    gate: Gate = OPEN,
+    rounding: Rounding = NEAREST,
     out_bits: Array,
     backend: Backend = "auto",
 ) -> tuple[int, int, int]:
@@ -357,16 +357,10 @@ def extrapolate_line(
         last_bits: the last checkpoint, unsigned [N].
         slope: a training step, float32 [N].
         mean: at x̄, float32 [N]; read for base "mean" only.
-        rsq: float32 [N], or None for no gate by R².
-        flags: uint8 [N].
         dtype: the elements' format.
         dx: training steps.
-        threshold: an element whose R² is not above this (NaN is not) is held; None: no such gate.
-        held_flags: an element with any of these flags is held.
-        rounding: "nearest" (ties to even), or "stochastic": up with the probability of the
-            fraction cut off. Nothing is cut off in float32 and float64.
-        seed: of the stochastic rounding.
-        first_index: global index of element 0; makes stochastic rounding independent of blocking.
+        gate: which elements may move.
+        rounding: into the dtype.
         out_bits: unsigned [N], written; may be ``last_bits``.
         backend: see the module.
 
@@ -376,28 +370,22 @@ def extrapolate_line(
         the gate let through, but whose rounded result is the last bits.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, an unknown base or rounding.
+        ValueError: shapes or dtypes that do not fit together, an unknown base.
     """
     if base not in ("mean", "last"):
         raise ValueError(f"base must be 'mean' or 'last', got {base!r}")
     chosen = choose_backend(backend, out_bits)
     if chosen != "cuda":
-        floats = (slope, mean) if rsq is None else (slope, mean, rsq)
-        check_extrapolation(dtype, rounding, (last_bits, out_bits), floats, flags)
+        check_extrapolation(dtype, (last_bits, out_bits), (slope, mean), gate)
     counts: tuple[int, int, int] = open_backend(chosen).extrapolate_line(
         base,
         last_bits,
         slope,
         mean,
-        rsq,
-        flags,
         dtype,
         dx=float(dx),
-        threshold=threshold,
-        held_flags=held_flags,
+        gate=gate,
         rounding=rounding,
-        seed=seed,
-        first_index=first_index,
         out_bits=out_bits,
     )
     return counts
@@ -408,15 +396,10 @@ def extrapolate_pair(
     bits_b: Array,
     beta: float,
     bits_hold: Array,
-    gate_rsq: Array | None,
-    flags: Array | None,
-    threshold: float | None,
     dtype: str,
     *,
-    held_flags: int = HELD_FLAGS,
-    rounding: Rounding = "nearest",
-    seed: int = 0,
-    first_index: int = 0,
+    gate: Gate = OPEN,
+    rounding: Rounding = NEAREST,
     out_bits: Array,
     backend: Backend = "auto",
 ) -> tuple[int, int, int]:
@@ -427,14 +410,9 @@ def extrapolate_pair(
         bits_b: the later one, unsigned [N].
         beta: (x* - x_a) / (x_b - x_a).
         bits_hold: what held elements keep, unsigned [N].
-        gate_rsq: float32 [N], or None for no gate by R².
-        flags: uint8 [N], or None for no gate by flags.
-        threshold: as in :func:`extrapolate_line`; None: no gate by R².
         dtype: the elements' format.
-        held_flags: as in :func:`extrapolate_line`.
-        rounding: as in :func:`extrapolate_line`.
-        seed: as in :func:`extrapolate_line`.
-        first_index: as in :func:`extrapolate_line`.
+        gate: which elements may move.
+        rounding: into the dtype.
         out_bits: unsigned [N], written; may be any of the inputs.
         backend: see the module.
 
@@ -442,25 +420,19 @@ def extrapolate_pair(
         moved, held, unchanged; as in :func:`extrapolate_line`.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, an unknown rounding.
+        ValueError: shapes or dtypes that do not fit together.
     """
     chosen = choose_backend(backend, out_bits)
     if chosen != "cuda":
-        floats = () if gate_rsq is None else (gate_rsq,)
-        check_extrapolation(dtype, rounding, (bits_a, bits_b, bits_hold, out_bits), floats, flags)
+        check_extrapolation(dtype, (bits_a, bits_b, bits_hold, out_bits), (), gate)
     counts: tuple[int, int, int] = open_backend(chosen).extrapolate_pair(
         bits_a,
         bits_b,
         float(beta),
         bits_hold,
-        gate_rsq,
-        flags,
-        threshold,
         dtype,
-        held_flags=held_flags,
+        gate=gate,
         rounding=rounding,
-        seed=seed,
-        first_index=first_index,
         out_bits=out_bits,
     )
     return counts

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trajkit.kernels.formats import format_of
+from trajkit.kernels.gate import Gate
 from trajkit.kernels.state import SLOTS, Array
 
 
@@ -50,18 +51,13 @@ def check_coding(*arrays: Array) -> None:
 
 
 def check_extrapolation(
-    dtype: str,
-    rounding: str,
-    bits: tuple[NDArray[Any], ...],
-    floats: tuple[NDArray[Any], ...],
-    flags: NDArray[Any] | None,
+    dtype: str, bits: tuple[NDArray[Any], ...], floats: tuple[NDArray[Any], ...], gate: Gate
 ) -> None:
-    """Raise ValueError unless bits, float32 numbers and flags are all [N]."""
-    if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}")
+    """Raise ValueError unless bits, float32 numbers and the gate's arrays are all [N]."""
     expected: list[tuple[Any, Any]] = [(array, format_of(dtype).bits) for array in bits]
     expected += [(array, np.dtype(np.float32)) for array in floats]
-    expected += [(flags, np.dtype(np.uint8))] if flags is not None else []
+    expected += [] if gate.score is None else [(gate.score, np.dtype(np.float32))]
+    expected += [] if gate.flags is None else [(gate.flags, np.dtype(np.uint8))]
     for array, wanted in expected:
         if array.shape != bits[0].shape or array.ndim != 1:
             raise ValueError(f"arrays must be [N] alike, got {array.shape} and {bits[0].shape}")

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from trajkit.kernels import flags as flag
 from trajkit.kernels.formats import Bits, bits_of, format_of, ulp_of, values_of
+from trajkit.kernels.gate import Gate
 from trajkit.kernels.noise import uniform_noise
+from trajkit.kernels.rounding import Rounding
 from trajkit.kernels.state import (
     DRIFT_T_BINS,
     DW_BINS,
@@ -294,16 +296,11 @@ def extrapolate_line(
     last_bits_N: Bits,
     slope_N: Floats,
     mean_N: Floats,
-    rsq_N: Floats | None,
-    flags_N: NDArray[np.uint8],
     dtype: str,
     *,
     dx: float,
-    threshold: float | None,
-    held_flags: int,
-    rounding: Literal["nearest", "stochastic"],
-    seed: int,
-    first_index: int,
+    gate: Gate,
+    rounding: Rounding,
     out_bits: Bits,
 ) -> tuple[int, int, int]:
     """Base + slope · dx, in the work dtype, one rounding an operation."""
@@ -311,10 +308,7 @@ def extrapolate_line(
     base_N = mean_N.astype(work) if base == "mean" else values_of(last_bits_N, dtype)
     with np.errstate(all="ignore"):
         value_N = base_N + slope_N.astype(work) * work(dx)
-    held_N = _held(rsq_N, flags_N, held_flags, threshold)
-    return _round_or_hold(
-        value_N, held_N, last_bits_N, dtype, rounding, seed, first_index, out_bits
-    )
+    return _round_or_hold(value_N, _held(gate), last_bits_N, dtype, rounding, out_bits)
 
 
 def extrapolate_pair(
@@ -322,15 +316,10 @@ def extrapolate_pair(
     bits_b_N: Bits,
     beta: float,
     bits_hold_N: Bits,
-    gate_rsq_N: Floats | None,
-    flags_N: NDArray[np.uint8] | None,
-    threshold: float | None,
     dtype: str,
     *,
-    held_flags: int,
-    rounding: Literal["nearest", "stochastic"],
-    seed: int,
-    first_index: int,
+    gate: Gate,
+    rounding: Rounding,
     out_bits: Bits,
 ) -> tuple[int, int, int]:
     """A + beta · (b - a), in the work dtype, one rounding an operation."""
@@ -338,24 +327,16 @@ def extrapolate_pair(
     a_N, b_N = values_of(bits_a_N, dtype), values_of(bits_b_N, dtype)
     with np.errstate(all="ignore"):
         value_N = a_N + work(beta) * (b_N - a_N)
-    held_N = _held(gate_rsq_N, flags_N, held_flags, threshold)
-    return _round_or_hold(
-        value_N, held_N, bits_hold_N, dtype, rounding, seed, first_index, out_bits
-    )
+    return _round_or_hold(value_N, _held(gate), bits_hold_N, dtype, rounding, out_bits)
 
 
-def _held(
-    rsq_N: Floats | None,
-    flags_N: NDArray[np.uint8] | None,
-    held_flags: int,
-    threshold: float | None,
-) -> NDArray[np.bool_] | np.bool_:
-    """Where the gate is closed: by a flag, or an R² that is not above the threshold."""
+def _held(gate: Gate) -> NDArray[np.bool_] | np.bool_:
+    """Where the gate is closed: by a flag, or a score that is not above the threshold."""
     held_N: NDArray[np.bool_] | np.bool_ = np.bool_(False)
-    if flags_N is not None:
-        held_N = np.asarray(flags_N & np.uint8(held_flags)) != 0
-    if rsq_N is not None and threshold is not None:
-        held_N = held_N | ~(rsq_N > np.float32(threshold))
+    if gate.flags is not None:
+        held_N = np.asarray(gate.flags & np.uint8(gate.held_flags)) != 0
+    if gate.score is not None and gate.threshold is not None:
+        held_N = held_N | ~(gate.score > np.float32(gate.threshold))
     return held_N
 
 
@@ -364,13 +345,12 @@ def _round_or_hold(
     held_N: NDArray[np.bool_] | np.bool_,
     hold_N: Bits,
     dtype: str,
-    rounding: Literal["nearest", "stochastic"],
-    seed: int,
-    first_index: int,
+    rounding: Rounding,
     out_N: Bits,
 ) -> tuple[int, int, int]:
     """Round into the format, keep ``hold_N`` where the gate is closed or the result not finite."""
-    noise_N = uniform_noise(seed, first_index, len(out_N)) if rounding == "stochastic" else None
+    seed, first = rounding.seed, rounding.first_index
+    noise_N = uniform_noise(seed, first, len(out_N)) if rounding.is_stochastic else None
     bits_N, finite_N = bits_of(value_N, dtype, noise_N)
     held_N = held_N | ~finite_N
     bits_N = np.where(held_N, hold_N, bits_N)

@@ -8,15 +8,18 @@ elements.
 
 import sys
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from trajkit.kernels import api, reference
+from trajkit.kernels.gate import OPEN, Gate
 from trajkit.kernels.gpu import launch as gpu
 from trajkit.kernels.gpu.lane import GpuArithmetic, GpuLane
 from trajkit.kernels.gpu.prepare import new_solution
+from trajkit.kernels.rounding import Mode, Rounding
 from trajkit.kernels.state import new_sums
 from trajkit.kernels.steps import span_units
 
@@ -213,43 +216,43 @@ def check_extrapolation(device: str, dtype: str) -> None:
     sums = new_sums(n, dtype, *span_units(steps))
     reference.accumulate_frames(codes, is_key, steps, sums)
     fit = reference.solve(sums, min_range=0.0, few=4)
-    first, last = codes[0], fit.bits_last
-    for rounding in ("nearest", "stochastic"):
+    first, last, move = codes[0], fit.bits_last, partial(on, device)
+    modes: tuple[Mode, ...] = ("nearest", "stochastic")
+    for rounding in modes:
         for base, dx in (("last", 123.0), ("mean", 77.5)):
-            options: dict[str, Any] = {
-                "dx": dx, "threshold": 0.3, "rounding": rounding, "held_flags": 3,
-                "seed": 7, "first_index": 2**33 + 5,
-            }  # fmt: skip
-            arrays = (last, fit.slope, fit.mean, fit.rsq, fit.flags)
+            gate = Gate(fit.rsq, fit.flags, 3, 0.3)
+            options: dict[str, Any] = {"dx": dx, "rounding": Rounding(rounding, 7, 2**33 + 5)}
+            arrays = (last, fit.slope, fit.mean)
             want, got = np.empty_like(last), on(device, np.full_like(last, 1))
-            counts = reference.extrapolate_line(base, *arrays, dtype, out_bits=want, **options)
-            tensors = [on(device, a) for a in arrays]
-            found = gpu.extrapolate_line(base, *tensors, dtype, out_bits=got, **options)
+            counts = reference.extrapolate_line(
+                base, *arrays, dtype, gate=gate, out_bits=want, **options
+            )
+            tensors, there = [on(device, a) for a in arrays], gate.moved_by(move)
+            found = gpu.extrapolate_line(base, *tensors, dtype, gate=there, out_bits=got, **options)
             assert found == counts, (base, rounding, found, counts)
             np.testing.assert_array_equal(off(got), want)
             there_and_back = np.zeros_like(last)
             found = GpuArithmetic(dtype, device).extrapolate_line(
-                base, *arrays, dtype, out_bits=there_and_back, **options
+                base, *arrays, dtype, gate=gate, out_bits=there_and_back, **options
             )
             assert found == counts, (base, rounding, found, counts)
             np.testing.assert_array_equal(there_and_back, want)
         for gated in (False, True):
-            gate = (fit.rsq, fit.flags, 0.3) if gated else (None, None, None)
+            gate = Gate(fit.rsq, fit.flags, 35, 0.3) if gated else OPEN
             want, got = np.empty_like(last), on(device, np.full_like(last, 1))
-            options = {"rounding": rounding, "seed": 3, "first_index": 17, "held_flags": 35}
+            options = {"rounding": Rounding(rounding, 3, 17)}
             counts = reference.extrapolate_pair(
-                first, last, 1.7, last, *gate, dtype, out_bits=want, **options
+                first, last, 1.7, last, dtype, gate=gate, out_bits=want, **options
             )
-            tensors = [on(device, a) for a in (first, last)]
-            gates = [on(device, g) if isinstance(g, np.ndarray) else g for g in gate]
+            tensors, there = [on(device, a) for a in (first, last)], gate.moved_by(move)
             found = gpu.extrapolate_pair(
-                *tensors, 1.7, tensors[1], *gates, dtype, out_bits=got, **options
+                *tensors, 1.7, tensors[1], dtype, gate=there, out_bits=got, **options
             )
             assert found == counts, (gated, rounding, found, counts)
             np.testing.assert_array_equal(off(got), want)
             there_and_back = np.zeros_like(last)
             found = GpuArithmetic(dtype, device).extrapolate_pair(
-                first, last, 1.7, last, *gate, dtype, out_bits=there_and_back, **options
+                first, last, 1.7, last, dtype, gate=gate, out_bits=there_and_back, **options
             )
             assert found == counts, (gated, rounding, found, counts)
             np.testing.assert_array_equal(there_and_back, want)

@@ -22,6 +22,8 @@ from scipy.stats import linregress
 
 from trajkit.kernels import api, reference
 from trajkit.kernels.formats import FORMATS, values_of
+from trajkit.kernels.gate import Gate
+from trajkit.kernels.rounding import Mode, Rounding
 from trajkit.kernels.state import Solution, Stats
 
 BAND = 64 * 2.0**-24
@@ -243,17 +245,17 @@ def test_statistics_equal_the_reference_and_add_up() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float8_e4m3fn"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-def test_extrapolation_equals_the_reference_bit_for_bit(dtype: str, rounding: str) -> None:
+def test_extrapolation_equals_the_reference_bit_for_bit(dtype: str, rounding: Mode) -> None:
     codes, is_key, steps = series(dtype, 9, 1500)
     fit = api.fit_frames(codes, is_key, steps, dtype)
-    options = {"rounding": rounding, "seed": 5, "first_index": 2**40}
+    gate = Gate(fit.rsq, fit.flags, threshold=0.2)
     for base, dx in (("last", 200.0), ("mean", 333.5)):
         bits = {}
         for backend in ("cpu", "reference"):
             out = np.full_like(fit.bits_last, 1)
             counts = api.extrapolate_line(
-                base, fit.bits_last, fit.slope, fit.mean, fit.rsq, fit.flags, dtype,
-                dx=dx, threshold=0.2, out_bits=out, backend=backend, **options,
+                base, fit.bits_last, fit.slope, fit.mean, dtype, dx=dx, gate=gate,
+                rounding=Rounding(rounding, 5, 2**40), out_bits=out, backend=backend,
             )  # fmt: skip
             bits[backend] = (out, counts)
         np.testing.assert_array_equal(bits["cpu"][0], bits["reference"][0])
@@ -262,7 +264,7 @@ def test_extrapolation_equals_the_reference_bit_for_bit(dtype: str, rounding: st
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-def test_every_bfloat16_is_gated_and_rounded_as_the_reference_does(rounding: str) -> None:
+def test_every_bfloat16_is_gated_and_rounded_as_the_reference_does(rounding: Mode) -> None:
     """All bit patterns, NaN and Inf with them, moved far and a little, held by flags alone."""
     last = np.arange(2**16, dtype=np.uint16)
     rng = np.random.default_rng(4)
@@ -274,8 +276,9 @@ def test_every_bfloat16_is_gated_and_rounded_as_the_reference_does(rounding: str
             for held_flags in (0, 35):
                 out = np.empty_like(last)
                 counts = api.extrapolate_line(
-                    "last", last, slope, slope, None, flags, "bfloat16", dx=300.0, threshold=None,
-                    held_flags=held_flags, rounding=rounding, out_bits=out, backend=backend,
+                    "last", last, slope, slope, "bfloat16", dx=300.0,
+                    gate=Gate(None, flags, held_flags), rounding=Rounding(rounding),
+                    out_bits=out, backend=backend,
                 )  # fmt: skip
                 found[backend, held_flags] = (out.tobytes(), counts)
                 np.testing.assert_array_equal(
@@ -295,9 +298,7 @@ def test_the_pair_rule_rounds_once() -> None:
     wanted = a.astype(np.float32) + beta * (b.astype(np.float32) - a.astype(np.float32))
     out = np.empty(4000, np.uint16)
     bits_a, bits_b = a.view(np.uint16), b.view(np.uint16)
-    api.extrapolate_pair(
-        bits_a, bits_b, float(beta), bits_b, None, None, None, "bfloat16", out_bits=out
-    )
+    api.extrapolate_pair(bits_a, bits_b, float(beta), bits_b, "bfloat16", out_bits=out)
     np.testing.assert_array_equal(out, wanted.astype(ml_dtypes.bfloat16).view(np.uint16))
 
 
@@ -311,8 +312,9 @@ def test_stochastic_rounding_is_unbiased_and_independent_of_blocking() -> None:
         out = np.empty(stop - start, np.uint16)
         part = slice(start, stop)
         api.extrapolate_line(
-            "last", last[part], slope[part], ones[part], ones[part], flags[part], "bfloat16",
-            dx=1.0, threshold=0.5, rounding="stochastic", seed=1, first_index=start, out_bits=out,
+            "last", last[part], slope[part], ones[part], "bfloat16", dx=1.0,
+            gate=Gate(ones[part], flags[part], threshold=0.5),
+            rounding=Rounding("stochastic", 1, start), out_bits=out,
         )  # fmt: skip
         return out
 

@@ -24,7 +24,9 @@ from trajkit.kernels.cpu import stats as cpu_stats
 from trajkit.kernels.cpu import tile as cpu_tile
 from trajkit.kernels.cpu.bits import TILE, flat, layout_of, scratch_tile
 from trajkit.kernels.formats import Bits, Format, format_of
+from trajkit.kernels.gate import Gate
 from trajkit.kernels.noise import mix_seed
+from trajkit.kernels.rounding import Rounding
 from trajkit.kernels.state import DRIFT_T_BINS, DW_BINS, ULPS_BINS, Solution, Stats, Sums, new_sums
 from trajkit.kernels.steps import span_units, take_steps
 
@@ -196,39 +198,26 @@ def extrapolate_line(
     last_bits: Bits,
     slope: NDArray[np.float32],
     mean: NDArray[np.float32],
-    rsq: NDArray[np.float32] | None,
-    flags: NDArray[np.uint8],
     dtype: str,
     *,
     dx: float,
-    threshold: float | None,
-    held_flags: int,
-    rounding: Literal["nearest", "stochastic"],
-    seed: int,
-    first_index: int,
+    gate: Gate,
+    rounding: Rounding,
     out_bits: Bits,
 ) -> tuple[int, int, int]:
     """Write base + slope · dx; returns moved, held, unchanged."""
     form = format_of(dtype)
     counts = np.zeros(3, dtype=np.int64)
+    score, flags = _gate_arrays(gate)
     cpu_extrapolate.line(
         base == "mean",
         flat(last_bits),
         flat(slope),
         flat(mean),
-        np.empty(0, dtype=np.float32) if rsq is None else flat(rsq),
-        flat(flags),
+        score,
+        flags,
         form.work.type(dx),
-        rsq is not None and threshold is not None,
-        np.uint8(held_flags),
-        np.float32(0 if threshold is None else threshold),
-        rounding == "stochastic",
-        mix_seed(seed),
-        np.uint64(first_index % 2**64),
-        layout_of(form),
-        *_scratch(form),
-        _writable(out_bits),
-        counts,
+        *(*_rules(gate, rounding), layout_of(form), *_scratch(form), _writable(out_bits), counts),
     )
     return _three(counts)
 
@@ -238,39 +227,44 @@ def extrapolate_pair(
     bits_b: Bits,
     beta: float,
     bits_hold: Bits,
-    gate_rsq: NDArray[np.float32] | None,
-    flags: NDArray[np.uint8] | None,
-    threshold: float | None,
     dtype: str,
     *,
-    held_flags: int,
-    rounding: Literal["nearest", "stochastic"],
-    seed: int,
-    first_index: int,
+    gate: Gate,
+    rounding: Rounding,
     out_bits: Bits,
 ) -> tuple[int, int, int]:
     """Write a + beta · (b - a); returns moved, held, unchanged."""
     form = format_of(dtype)
     counts = np.zeros(3, dtype=np.int64)
+    score, flags = _gate_arrays(gate)
     cpu_extrapolate.pair(
         flat(bits_a),
         flat(bits_b),
         form.work.type(beta),
         flat(bits_hold),
-        np.empty(0, dtype=np.float32) if gate_rsq is None else flat(gate_rsq),
-        np.empty(0, dtype=np.uint8) if flags is None else flat(flags),
-        gate_rsq is not None and threshold is not None,
-        np.uint8(0 if flags is None else held_flags),
-        np.float32(0 if threshold is None else threshold),
-        rounding == "stochastic",
-        mix_seed(seed),
-        np.uint64(first_index % 2**64),
-        layout_of(form),
-        *_scratch(form),
-        _writable(out_bits),
-        counts,
+        score,
+        flags,
+        *(*_rules(gate, rounding), layout_of(form), *_scratch(form), _writable(out_bits), counts),
     )
     return _three(counts)
+
+
+def _gate_arrays(gate: Gate) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Score and flags as the compiled kernels take them: empty where there are none."""
+    score = np.empty(0, dtype=np.float32) if gate.score is None else flat(gate.score)
+    return score, np.empty(0, dtype=np.uint8) if gate.flags is None else flat(gate.flags)
+
+
+def _rules(gate: Gate, rounding: Rounding) -> tuple[Any, ...]:
+    """Does the score count, which flags hold, the threshold; is there noise, and from where."""
+    return (
+        gate.by_score,
+        np.uint8(gate.held_flags if gate.by_flags else 0),
+        np.float32(0 if gate.threshold is None else gate.threshold),
+        rounding.is_stochastic,
+        mix_seed(rounding.seed),
+        np.uint64(rounding.first_index % 2**64),
+    )
 
 
 def _window(sums: Sums, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any]) -> cpu_frames.Window:

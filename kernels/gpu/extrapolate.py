@@ -101,6 +101,7 @@ def _extrapolate_line_kernel(
     n_elements,
     FROM_MEAN: tl.constexpr,
     BY_RSQ: tl.constexpr,
+    BY_FLAGS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -115,7 +116,7 @@ def _extrapolate_line_kernel(
     else:
         start = _value(hold.to(tl.uint32) << SHIFT, DTYPE)
     held = _is_held(
-        rsq_ptr, flags_ptr, held_flags, threshold, offsets, inside, BLOCK, BY_RSQ, True
+        rsq_ptr, flags_ptr, held_flags, threshold, offsets, inside, BLOCK, BY_RSQ, BY_FLAGS
     )  # fmt: skip
     _round_or_hold(
         start + _times(slope, dx_ptr), held, hold, out_ptr, counts_ptr, noise_low, noise_high,

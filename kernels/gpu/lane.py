@@ -144,6 +144,7 @@ class GpuArithmetic:
         self, kernel: Any, arguments: tuple[Any, ...], out_bits: NDArray[Any], options: Any
     ) -> tuple[int, int, int]:
         with _on_stream(self._stream):
+            options["gate"] = options["gate"].moved_by(self._upload)
             moved = [self._upload(a) if isinstance(a, np.ndarray) else a for a in arguments]
             out = torch.empty_like(torch.from_numpy(out_bits), device=self.device)
             counts: tuple[int, int, int] = kernel(*moved, out_bits=out, **options)

@@ -30,8 +30,8 @@ import torch
 import triton
 from numpy.typing import NDArray
 
-from trajkit.kernels.flags import HELD_FLAGS
 from trajkit.kernels.formats import format_of
+from trajkit.kernels.gate import Gate
 from trajkit.kernels.gpu.bits import _decode_frame_kernel, _encode_frame_kernel
 from trajkit.kernels.gpu.extrapolate import _extrapolate_line_kernel, _extrapolate_pair_kernel
 from trajkit.kernels.gpu.frames import _accumulate_frames_kernel, _fit_frames_kernel
@@ -54,6 +54,7 @@ from trajkit.kernels.gpu.prepare import (
 )
 from trajkit.kernels.gpu.solve import _solve_kernel
 from trajkit.kernels.gpu.stats import summarise
+from trajkit.kernels.rounding import Rounding
 from trajkit.kernels.state import Solution, Sums
 from trajkit.kernels.steps import span_units, take_steps
 
@@ -247,16 +248,11 @@ def extrapolate_line(
     last_bits: torch.Tensor,
     slope: torch.Tensor,
     mean: torch.Tensor,
-    rsq: torch.Tensor | None,
-    flags: torch.Tensor,
     dtype: str,
     *,
     dx: float,
-    threshold: float | None,
-    held_flags: int = HELD_FLAGS,
-    rounding: Literal["nearest", "stochastic"],
-    seed: int,
-    first_index: int,
+    gate: Gate,
+    rounding: Rounding,
     out_bits: torch.Tensor,
 ) -> tuple[int, int, int]:
     """Write base + slope * dx, rounded once into the dtype, bit for bit as the reference.
@@ -266,30 +262,25 @@ def extrapolate_line(
         last_bits: unsigned [N]; also what held elements keep.
         slope: float32 [N], per training step.
         mean: float32 [N]; read for base "mean" only.
-        rsq: float32 [N], or None for no gate by R².
-        flags: uint8 [N].
         dtype: the checkpoint's.
         dx: training steps from the base to the target.
-        threshold: elements whose R² is not above it are held; None: no gate by R².
-        held_flags: elements with any of these flags are held.
-        rounding: to nearest even, or up with the probability of what is cut off.
-        seed: of stochastic rounding.
-        first_index: global index of element 0, so that the noise does not depend on blocks.
+        gate: which elements may move.
+        rounding: into the dtype.
         out_bits: unsigned [N]; may be `last_bits`.
 
     Returns:
         moved, held, unchanged; the call waits for the device.
     """
-    check_flat(out_bits, dtype, (last_bits, slope, mean, rsq, flags))
+    check_flat(out_bits, dtype, (last_bits, slope, mean, gate.score, gate.flags))
     n, counts = out_bits.shape[0], torch.zeros(3, dtype=torch.int64, device=out_bits.device)
-    low, high = noise_start(seed, first_index)
+    low, high = noise_start(rounding.seed, rounding.first_index)
     with on_device(out_bits.device):
         _extrapolate_line_kernel[(max(triton.cdiv(n, BLOCK), 1),)](
-            last_bits, slope, mean, out_bits if rsq is None else rsq, flags, out_bits, counts,
-            float32_factor(dx, out_bits.device), held_flags,
-            0.0 if threshold is None else float(threshold), low, high, n,
-            FROM_MEAN=base == "mean", BY_RSQ=rsq is not None and threshold is not None,
-            STOCHASTIC=rounding == "stochastic", BLOCK=BLOCK, DTYPE=dtype,
+            last_bits, slope, mean, *_gate_arrays(gate, out_bits), out_bits, counts,
+            float32_factor(dx, out_bits.device), gate.held_flags,
+            0.0 if gate.threshold is None else float(gate.threshold), low, high, n,
+            FROM_MEAN=base == "mean", BY_RSQ=gate.by_score, BY_FLAGS=gate.by_flags,
+            STOCHASTIC=rounding.is_stochastic, BLOCK=BLOCK, DTYPE=dtype,
             SHIFT=32 - format_of(dtype).width, num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     moved, held, unchanged = counts.tolist()
@@ -301,36 +292,36 @@ def extrapolate_pair(
     bits_b: torch.Tensor,
     beta: float,
     bits_hold: torch.Tensor,
-    gate_rsq: torch.Tensor | None,
-    flags: torch.Tensor | None,
-    threshold: float | None,
     dtype: str,
     *,
-    held_flags: int = HELD_FLAGS,
-    rounding: Literal["nearest", "stochastic"],
-    seed: int,
-    first_index: int,
+    gate: Gate,
+    rounding: Rounding,
     out_bits: torch.Tensor,
 ) -> tuple[int, int, int]:
     """Write a + beta * (b - a), rounded once into the dtype, bit for bit as the reference.
 
-    Arguments and counts as :func:`extrapolate_line`; without `gate_rsq` and `flags` the gate is
-    open.
+    Arguments and counts as :func:`extrapolate_line`.
     """
-    check_flat(out_bits, dtype, (bits_a, bits_b, bits_hold, gate_rsq, flags))
+    check_flat(out_bits, dtype, (bits_a, bits_b, bits_hold, gate.score, gate.flags))
     n, counts = out_bits.shape[0], torch.zeros(3, dtype=torch.int64, device=out_bits.device)
-    low, high = noise_start(seed, first_index)
-    by_rsq = gate_rsq is not None and threshold is not None
+    low, high = noise_start(rounding.seed, rounding.first_index)
     with on_device(out_bits.device):
         _extrapolate_pair_kernel[(max(triton.cdiv(n, BLOCK), 1),)](
             bits_a, bits_b, bits_hold,
-            out_bits if gate_rsq is None else gate_rsq, out_bits if flags is None else flags,
-            out_bits, counts,
-            float32_factor(beta, out_bits.device), held_flags,
-            0.0 if threshold is None else float(threshold), low, high, n,
-            BY_RSQ=by_rsq, BY_FLAGS=flags is not None,
-            STOCHASTIC=rounding == "stochastic", BLOCK=BLOCK, DTYPE=dtype,
+            *_gate_arrays(gate, out_bits), out_bits, counts,
+            float32_factor(beta, out_bits.device), gate.held_flags,
+            0.0 if gate.threshold is None else float(gate.threshold), low, high, n,
+            BY_RSQ=gate.by_score, BY_FLAGS=gate.by_flags,
+            STOCHASTIC=rounding.is_stochastic, BLOCK=BLOCK, DTYPE=dtype,
             SHIFT=32 - format_of(dtype).width, num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     moved, held, unchanged = counts.tolist()
     return moved, held, unchanged
+
+
+def _gate_arrays(gate: Gate, unread: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score and flags; any tensor stands in for what the kernel does not read."""
+    return (
+        unread if gate.score is None else gate.score,
+        unread if gate.flags is None else gate.flags,
+    )

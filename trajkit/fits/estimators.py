@@ -18,13 +18,15 @@ target, and one of two kernels.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal
+from typing import Any
 
 from trajkit.arrays import Array
 from trajkit.defaults import DEFAULT_DAMPING
 from trajkit.errors import InvalidInput
 from trajkit.fits.devices import Arithmetic
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD, HELD_FLAGS
+from trajkit.kernels.gate import Gate
+from trajkit.kernels.rounding import NEAREST, Rounding
 
 ESTIMATORS = ("anchored", "line", "two-point", "damped", "expo")
 ROUNDINGS = ("nearest", "stochastic")
@@ -77,8 +79,7 @@ class Estimator:
     """of ``expo``; None: the one that reaches the target's step"""
     by_flag: bool = False
     """the threshold is the fit's own, so that its flags say where the gate is closed"""
-    rounding: Literal["nearest", "stochastic"] = "nearest"
-    seed: int = 0
+    rounding: Rounding = NEAREST
 
     @property
     def is_pair(self) -> bool:
@@ -102,9 +103,9 @@ class Estimator:
     @property
     def parameters(self) -> dict[str, Any]:
         """What to record beside the name."""
-        found: dict[str, Any] = {"rounding": self.rounding}
-        if self.rounding == "stochastic":
-            found["seed"] = self.seed
+        found: dict[str, Any] = {"rounding": self.rounding.mode}
+        if self.rounding.is_stochastic:
+            found["seed"] = self.rounding.seed
         if self.name == "damped":
             found["damping"] = self.damping
         if self.is_pair:
@@ -151,6 +152,8 @@ class Estimator:
             arithmetic: where it is computed.
         """
         factor = self.coefficient(step)
+        gate = Gate(fit.get("rsq"), fit.get("flags"), self.held_flags, self.threshold)
+        rounding = self.rounding.at(first_index)
         if self.is_pair:
             if (
                 self.name == "expo"
@@ -159,19 +162,7 @@ class Estimator:
             else:
                 last_point = last
             counts = arithmetic.extrapolate_pair(
-                first,
-                last_point,
-                factor,
-                last,
-                fit.get("rsq"),
-                fit.get("flags"),
-                self.threshold,
-                dtype,
-                held_flags=self.held_flags,
-                rounding=self.rounding,
-                seed=self.seed,
-                first_index=first_index,
-                out_bits=out,
+                first, last_point, factor, last, dtype, gate=gate, rounding=rounding, out_bits=out
             )
         else:
             slope = fit["slope"]
@@ -180,15 +171,10 @@ class Estimator:
                 last,
                 slope,
                 fit.get("mean", slope),  # not read where the base is the last checkpoint
-                fit.get("rsq"),
-                fit["flags"],
                 dtype,
                 dx=factor,
-                threshold=self.threshold,
-                held_flags=self.held_flags,
-                rounding=self.rounding,
-                seed=self.seed,
-                first_index=first_index,
+                gate=gate,
+                rounding=rounding,
                 out_bits=out,
             )
         if factor == 0 and self.name in ("anchored", "damped", "expo"):

@@ -33,6 +33,7 @@ from trajkit.forecast.modelcard import write_card
 from trajkit.forecast.result import ExtrapolatePlan, ExtrapolateResult, Target
 from trajkit.forecast.rules import COPIED, assign_rules, is_copied, parse_rule
 from trajkit.forecast.template import float_dtypes, template_like, template_of_step
+from trajkit.kernels.rounding import Rounding
 from trajkit.parallel import Plan, map_in_order
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
 from trajkit.store.tensors import Source, as_store
@@ -281,8 +282,7 @@ class _Job:
             by_flag=self.fit is not None and threshold == self.fit.rsq_threshold,
             damping=DEFAULT_DAMPING if damping is None else damping,
             alpha=alpha,
-            rounding="stochastic" if rounding == "stochastic" else "nearest",
-            seed=seed,
+            rounding=Rounding("stochastic" if rounding == "stochastic" else "nearest", seed),
         )
         self.texts = tuple(tensors)
         self.template = (
