@@ -10,15 +10,18 @@ import argparse
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
-from adder import load_model, probability_correct
+from adder_numpy import load_weights, probability_correct
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEN = ROOT / "data" / "adder-grpo"
 HELD_OUT = ROOT / "data" / "adder-grpo-heldout"
 ESTIMATORS = ("anchored", "line", "two-point")
+MARKER = ".trajkit-demo"
+"""A file that says that a folder was made by an earlier demo and may be replaced."""
 
 
 def main() -> None:
@@ -26,23 +29,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "demo-out", help="folder to work in")
     out = parser.parse_args().out
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    steps = sorted(int(folder.name.split("-")[1]) for folder in HELD_OUT.iterdir())
-    last = max(int(folder.name.split("-")[1]) for folder in SEEN.iterdir())
-    targets = ",".join(map(str, steps))
+    started = time.monotonic()
+    make_folder(out)
+    seen, held_out = list_steps(SEEN), list_steps(HELD_OUT)
+    print(
+        f"{len(seen)} checkpoints of a small model that GRPO taught to add, steps {seen[0]} to "
+        f"{seen[-1]}.\ntrajkit sees these, and writes steps {', '.join(map(str, held_out))}."
+        "\nIt takes about a minute, most of it compiling kernels, once."
+    )
     trajkit(out, "ingest", str(SEEN))
     trajkit(out, "fit", "--rsq-threshold", "0.7")
+    targets = ",".join(map(str, held_out))
     for estimator in ESTIMATORS:
         options = ("--steps", targets, "--estimator", estimator, "-o", f"out-{estimator}")
         trajkit(out, "extrapolate", *options)
     trajkit(out, "report")
-    print_table(out, last, steps)
-    print("\nlook at")
-    print(f"  {out / 'report' / 'index.html'}   the page about this run")
-    for step in steps:
-        print(f"  {out / 'out-anchored' / f'step_{step}'}   loads in transformers like any other")
-    print(f"  {out / 'trajkit.zarr'}   all {last // 12 + 1} checkpoints, lossless")
+    print_table(out, seen[-1], held_out)
+    print(f"Done in {time.monotonic() - started:.0f} s. Look at, in {out.resolve()}:")
+    print("  report/index.html   the page about this run, beginning with what it says of drift")
+    for step in held_out:
+        print(f"  out-anchored/step_{step}   a checkpoint folder like those that were ingested")
+    print(f"  trajkit.zarr   all {len(seen)} checkpoints, lossless")
+    print("On a run of your own: trajkit ingest YOUR-CHECKPOINTS/, then the same commands.")
+
+
+def make_folder(out: Path) -> None:
+    """Make an empty folder to work in; replace one only if an earlier demo made it."""
+    if (out / MARKER).is_file():
+        shutil.rmtree(out)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        sys.exit(f"{out}: not made by this demo, so it is left alone; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+
+
+def list_steps(folder: Path) -> list[int]:
+    """The steps of the ``checkpoint-N`` folders in a folder, ascending."""
+    return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
 
 
 def trajkit(folder: Path, *arguments: str) -> None:
@@ -50,16 +73,19 @@ def trajkit(folder: Path, *arguments: str) -> None:
     shown = [str(Path(a).relative_to(ROOT)) if Path(a).is_absolute() else a for a in arguments]
     print(f"\n$ trajkit {' '.join(shown)}", flush=True)
     command = [str(Path(sys.executable).with_name("trajkit")), *arguments]
-    subprocess.run(command, cwd=folder, check=True)
+    done = subprocess.run(command, cwd=folder, check=False)
+    if done.returncode != 0:
+        sys.exit(f"trajkit {arguments[0]} failed; what it says stands above")
 
 
 def print_table(out: Path, last: int, steps: list[int]) -> None:
     """Compare what was written with the checkpoints the run really reached."""
     hold_weights, hold_p = measure(SEEN / f"checkpoint-{last}")
-    print(f"\nSeen: steps 0 to {last}. Judged on later checkpoints that trajkit was not shown.")
+    print(f"\nSeen: steps 0 to {last}. Judged by later checkpoints, which trajkit was not shown.")
     print("distance: from the real checkpoint in weight space, holding the last one = 1")
     print("p(correct): mean probability of the right answer, 400 additions\n")
     print(f"{'':24}{'step':>6}{'distance':>11}{'p(correct)':>13}")
+    worse = []
     for step in steps:
         real_weights, real_p = measure(HELD_OUT / f"checkpoint-{step}")
         unit = float(np.linalg.norm(hold_weights - real_weights))
@@ -68,17 +94,17 @@ def print_table(out: Path, last: int, steps: list[int]) -> None:
             weights, p = measure(out / f"out-{estimator}" / f"step_{step}")
             distance = float(np.linalg.norm(weights - real_weights)) / unit
             print(f"{estimator:24}{step:>6}{distance:>11.3f}{p:>13.4f}")
+            if distance > 1:
+                worse.append(f"{estimator} at {step}")
         print(f"{f'the real step {step}':24}{step:>6}{0.0:>11.3f}{real_p:>13.4f}\n")
+    print(f"Further from the real checkpoint than holding: {', '.join(worse) or 'none'}.\n")
 
 
 def measure(folder: Path) -> tuple[np.ndarray, float]:
     """A checkpoint's weights as one vector, float64 [N], and its p(correct)."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model, tokenizer = load_model(folder)
-    weights = [p.detach().double().numpy().ravel() for p in model.parameters()]
-    return np.concatenate(weights), probability_correct(model, tokenizer)
+    weights = load_weights(folder)
+    flat = [weights[name].astype(np.float64).ravel() for name in sorted(weights)]
+    return np.concatenate(flat), probability_correct(folder, weights)
 
 
 if __name__ == "__main__":
