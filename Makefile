@@ -56,7 +56,7 @@ $(DEMO_READY): pyproject.toml constraints.txt
 
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up .venv for the tests: about 3 GB to download on Linux, since torch brings CUDA"
-	@echo "(0.5 GB with a CPU build of torch: install that into .venv first)"
+	@echo "(0.7 GB with a CPU build of torch: install that into .venv first)"
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(DEMO_READY)

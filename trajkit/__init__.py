@@ -1,6 +1,6 @@
 """trajkit: the checkpoints of a training run, kept, fitted and extended.
 
-The names below are the public API (DESIGN.md, section 8). They load on first use, so that
+The names below are the public API (DESIGN.md, section 2). They load on first use, so that
 ``import trajkit`` and ``trajkit.kernels`` need none of the heavy libraries.
 """
 
