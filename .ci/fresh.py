@@ -31,7 +31,7 @@ def main() -> None:
         python = folder / "venv" / "bin" / "python"
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         constraints = ["--constraint", str(ROOT / "constraints.txt")]
         subprocess.run([*install, *constraints, str(ROOT)], check=True)
         size_mb = (
