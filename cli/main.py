@@ -12,8 +12,10 @@ import click
 from trajkit import __version__
 from trajkit.cli.extrapolate import extrapolate_command
 from trajkit.cli.fit import fit_command
+from trajkit.cli.generate import generate_command
 from trajkit.cli.info import info_command
 from trajkit.cli.ingest import ingest_command
+from trajkit.cli.probes import probes_command
 from trajkit.cli.report import report_command
 from trajkit.cli.restore import restore_command
 from trajkit.cli.verify import verify_command
@@ -50,6 +52,8 @@ for _command in (
     ingest_command,
     fit_command,
     extrapolate_command,
+    probes_command,
+    generate_command,
     report_command,
     restore_command,
     verify_command,

@@ -30,6 +30,15 @@ memory_option = click.option(
 force_option = click.option("--force", is_flag=True, help="Replace what is at the output path.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 
+model_dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Of the model's parameters (default: the checkpoint's own).",
+)
+model_device_option = click.option(
+    "--device", default="cpu", show_default=True, help="Where the model runs, as torch names it."
+)
+
 
 def device_option(default: str) -> Callable[[Command], Command]:
     """Where a command computes."""
@@ -58,3 +67,39 @@ def speaking(command: Command) -> Command:
 def example(*lines: str) -> str:
     """The block of examples that ends a command's help, kept as it is by click."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def sampling_options(temperature: float, top_p: float) -> Callable[[Command], Command]:
+    """What the commands that sample responses share, with their own defaults."""
+    options = (
+        click.option(
+            "--prompts",
+            required=True,
+            type=click.Path(path_type=Path),
+            metavar="P.jsonl",
+            help='Lines with "prompt" or "messages".',
+        ),
+        click.option(
+            "-o",
+            "--out",
+            required=True,
+            type=click.Path(path_type=Path),
+            metavar="OUT.jsonl",
+            help="File to write.",
+        ),
+        click.option("-n", "--samples", default=1, show_default=True, help="Responses a prompt."),
+        click.option("--temperature", default=temperature, show_default=True, help="0: greedy."),
+        click.option("--top-p", default=top_p, show_default=True),
+        click.option("--max-new-tokens", default=256, show_default=True, help="Longest response."),
+        click.option("--batch", default=32, show_default=True, help="Responses made together."),
+        click.option("--seed", default=0, show_default=True),
+        model_dtype_option,
+        model_device_option,
+    )
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

@@ -18,6 +18,7 @@ _HOME = {
     "verify": "trajkit.reports.verify",
     "open": "trajkit.trajectory",
     "Trajectory": "trajkit.trajectory",
+    "LogitsExtrapolation": "trajkit.outputs.logits",
     "load_model": "trajkit.outputs.models",
     "load_weights": "trajkit.outputs.models",
     "Fit": "trajkit.fits.kept",
@@ -26,6 +27,7 @@ _HOME = {
 
 __all__ = [
     "Fit",
+    "LogitsExtrapolation",
     "Trajectory",
     "TrajkitError",
     "__version__",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from trajkit.fits.fit import fit as fit
     from trajkit.fits.kept import Fit as Fit
     from trajkit.forecast.extrapolate import extrapolate as extrapolate
+    from trajkit.outputs.logits import LogitsExtrapolation as LogitsExtrapolation
     from trajkit.outputs.models import load_model as load_model
     from trajkit.outputs.models import load_weights as load_weights
     from trajkit.reports.report import report as report

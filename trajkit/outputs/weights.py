@@ -4,7 +4,7 @@ All three are read the same way, tensor by tensor, so that what needs a model's 
 where they lie. Nothing here needs torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -201,6 +201,20 @@ def parse_weights(text: str, traj: Source | None) -> Weights:
     if len(found) != 1:
         raise InvalidInput(f"{text}: holds {len(found)} checkpoints; name one of them")
     return FolderWeights(found[0].path, found[0].step)
+
+
+def open_store(path: Path, models: Sequence[str | None]) -> Store | None:
+    """The store, or None where there is none and every model named is a folder.
+
+    Raises:
+        NotFound: there is no store, and a model is a step of it.
+    """
+    try:
+        return Store.open(path)
+    except NotFound:
+        if all(name is not None and not name.isdecimal() for name in models):
+            return None
+        raise
 
 
 def stored_side_files(store: Store, frame: int) -> dict[str, bytes]:
