@@ -116,8 +116,8 @@ def fit_command(
     console.say(
         f"  {above:24}{number('share_above_threshold'):>10}{number('null_above_threshold'):>14}"
     )
-    if result.record.paper is not None:
-        _say_paper(console, PaperStats(**result.record.paper), rsq_threshold)
+    if result.record.found.paper is not None:
+        _say_paper(console, PaperStats(**result.record.found.paper), rsq_threshold)
     if numbers["invalid"]:
         table = result.summary()
         names = table.filter(table["invalid"] > 0)["name"].to_list()

@@ -36,8 +36,11 @@ def info_command(console: Console, store: Path) -> None:
     )
     for name, steps in info.fits.items():
         console.say(
-            f"  fit       {name}: {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
+            f"  fit       {name}: {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}, "
+            f"{format_bytes(info.fit_bytes[name])}"
         )
+    for line in info.unreadable_fits:
+        console.warn(line)
     if console.verbose:
         for tensor in info.tensors:
             console.say(f"  {tensor['name']}  {tensor['dtype']} {tensor['shape']}")

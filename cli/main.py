@@ -10,6 +10,7 @@ import traceback
 import click
 
 from trajkit import __version__
+from trajkit.cli.drop import drop_command
 from trajkit.cli.extrapolate import extrapolate_command
 from trajkit.cli.fit import fit_command
 from trajkit.cli.generate import generate_command
@@ -58,6 +59,7 @@ for _command in (
     restore_command,
     verify_command,
     info_command,
+    drop_command,
 ):
     cli.add_command(_command)
 

@@ -62,12 +62,12 @@ def test_continued_any_number_of_times_equals_one_pass(
     for i, (start, stop) in enumerate(pairwise(cuts)):
         ingest_part(folder, steps[start:stop], values_TN[start:stop], dtype)
         fit = trajkit.fit(folder / "s.zarr", keep_sums=True)
-        assert fit.record.frames_read == stop - start, f"fit {i} read more than what was new"
+        assert fit.record.found.frames_read == stop - start, f"fit {i} read more than what was new"
         check_against_float64(fit, steps[:stop], values_TN[:stop], dtype)
     scratch = trajkit.fit(folder / "s.zarr", name="scratch")
     np.testing.assert_array_equal(fit.flags("w"), scratch.flags("w"))
     for key in ("few_distinct", "static", "fitted", "invalid"):
-        assert fit.record.stats[key] == scratch.record.stats[key]
+        assert fit.record.found.stats[key] == scratch.record.found.stats[key]
     assert trajkit.verify(folder / "s.zarr").ok
 
 
@@ -88,7 +88,7 @@ def test_sums_of_another_version_are_not_continued(
     store, steps, values_TN = grown
     monkeypatch.setattr(sums_module, "SUMS_VERSION", -1)
     fit = trajkit.fit(store)
-    assert fit.record.frames_read == 9
+    assert fit.record.found.frames_read == 9
     check_against_float64(fit, steps, values_TN, "bfloat16")
 
 
@@ -106,7 +106,7 @@ def test_damaged_sums_are_replaced_by_the_next_fit(
     assert not trajkit.verify(store).ok
     said: list[Event] = []
     fit = trajkit.fit(store, keep_sums=True, progress=said.append)
-    assert fit.record.frames_read == 9
+    assert fit.record.found.frames_read == 9
     notes = [e.text for e in said if isinstance(e, Note)]
     assert len(notes) == 1
     assert array in notes[0]
@@ -127,7 +127,7 @@ def test_intact_sums_of_another_fit_are_not_continued(
     )
     mine.write_bytes(other.read_bytes())
     fit = trajkit.fit(store)
-    assert fit.record.frames_read == 9
+    assert fit.record.found.frames_read == 9
     check_against_float64(fit, steps, values_TN, "bfloat16")
 
 
@@ -145,7 +145,7 @@ def test_a_prior_is_looked_for_under_the_lock(
         return find(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sums_module, "read_fit", locked)
-    assert trajkit.fit(store).record.frames_read == 3
+    assert trajkit.fit(store).record.found.frames_read == 3
     assert seen
 
 

@@ -229,8 +229,8 @@ def test_zarr_reads_a_fit(adder_store: Path) -> None:
 
     fit = Store.open(adder_store)
     group = zarr.open_group(adder_store, mode="r")
-    slope = group["fits/default/bfloat16/slope"][:]
     ours = trajkit.open(adder_store).fits["default"]
+    slope = group[f"fits/default/{ours.folder.name}/bfloat16/slope"][:]
     name, info = next(iter(fit.tensors.items()))
     np.testing.assert_array_equal(slope[info.offset : info.stop], ours.slope(name).ravel())
 
@@ -249,12 +249,12 @@ def test_a_continued_fit_reads_new_frames_and_equals_one_from_scratch(
     ckpts = write_values(folder / "a", steps[:before], values_TN[:before], dtype)
     trajkit.ingest(ckpts, store, keyframes=4)
     first = trajkit.fit(trajkit.open(store), keep_sums=True)
-    assert first.record.frames_read == before
+    assert first.record.found.frames_read == before
     if more:
         later = write_values(folder / "b", steps[before:], values_TN[before:], dtype)
         trajkit.ingest(later, store)
     continued = trajkit.fit(trajkit.open(store), keep_sums=True)
-    assert continued.record.frames_read == more
+    assert continued.record.found.frames_read == more
     scratch = trajkit.fit(trajkit.open(store), name="scratch")
     # the same float32 differences, summed in batches cut elsewhere: float32 partial sums of at
     # most 64 terms, each off by 2^-24 of its size
@@ -263,7 +263,9 @@ def test_a_continued_fit_reads_new_frames_and_equals_one_from_scratch(
     spread = np.ptp(rounded(values_TN, dtype), axis=0)
     assert (np.abs(continued.mean("w") - scratch.mean("w")) <= 1e-6 * spread).all()
     np.testing.assert_array_equal(continued.flags("w"), scratch.flags("w"))
-    assert continued.record.stats["few_distinct"] == scratch.record.stats["few_distinct"]
+    assert (
+        continued.record.found.stats["few_distinct"] == scratch.record.found.stats["few_distinct"]
+    )
     assert trajkit.verify(store).ok
 
 
@@ -271,6 +273,6 @@ def test_a_fit_of_other_frames_is_not_continued(tmp_path: Path) -> None:
     values_TN = np.outer(np.arange(6.0), np.ones(4))
     fit = fit_of(tmp_path, [0, 1, 2, 3, 4, 5], values_TN, "float32", keep_sums=True)
     traj = trajkit.open(fit.store.path)
-    assert trajkit.fit(traj, from_step=1, keep_sums=True).record.frames_read == 5
-    assert trajkit.fit(traj, to_step=3).record.frames_read == 4
-    assert trajkit.fit(traj).record.frames_read == 6  # the one before kept no sums
+    assert trajkit.fit(traj, from_step=1, keep_sums=True).record.found.frames_read == 5
+    assert trajkit.fit(traj, to_step=3).record.found.frames_read == 4
+    assert trajkit.fit(traj).record.found.frames_read == 6  # the one before kept no sums

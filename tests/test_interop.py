@@ -119,7 +119,7 @@ def test_fits(pair: tuple[Made, Read]) -> None:
         for p in (path / "fits").rglob("zarr.json")
         if json.loads(p.read_bytes())["node_type"] == "array"
     ]
-    contents = {p.relative_to(path / "fits" / "default").as_posix(): read(p) for p in arrays}
+    contents = {p.relative_to(fit.folder).as_posix(): read(p) for p in arrays}
     assert {"bfloat16/slope", "float32/rsq", "float64/mean", "bfloat16/last"} <= contents.keys()
     for name in ("bfloat16", "float32", "float16"):
         info = traj.tensors[name]

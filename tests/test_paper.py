@@ -52,7 +52,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> trajkit.Trajectory:
 
 
 def test_all_elements(small: trajkit.Trajectory) -> None:
-    stats = trajkit.fit(small, 0.7, paper=True, name="paper").record.paper
+    stats = trajkit.fit(small, 0.7, paper=True, name="paper").record.found.paper
     exact = by_definition(small, 0.7)
     assert stats is not None
     assert (stats["elements"], stats["kept"]) == (exact["elements"], exact["kept"])

@@ -122,7 +122,8 @@ def test_every_array_opens_in_other_readers(adder_store: Path) -> None:
     arrays = arrays_below(adder_store)
     names = {p.relative_to(adder_store).as_posix() for p in arrays}
     assert {"steps", "frames/bfloat16", "digests/bfloat16"} < names
-    assert "fits/default/bfloat16/slope" in names
+    folder = trajkit.open(adder_store).fits["default"].folder.relative_to(adder_store)
+    assert f"{folder.as_posix()}/bfloat16/slope" in names
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         group = zarr.open_group(adder_store, mode="r")

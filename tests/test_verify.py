@@ -108,7 +108,7 @@ def test_frames_in_each_others_place_are_found(store: Path) -> None:
 
 def test_intact_arrays_of_a_fit_that_changed_places_are_found(store: Path) -> None:
     """Slope and mean have one dtype and one size: every checksum still matches."""
-    fit = store / "fits" / "default" / "bfloat16"
+    fit = trajkit.open(store).fits["default"].folder / "bfloat16"
     (fit / "slope").rename(fit / "spare")
     (fit / "mean").rename(fit / "slope")
     (fit / "spare").rename(fit / "mean")

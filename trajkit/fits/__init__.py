@@ -6,9 +6,10 @@ plan        how much memory
 tasks       the fit of one flat vector, chunk by chunk
 devices     the CPU or a CUDA device as one worker sees it
 record      how a fit was made and what it found
+fields      what the fields of a record may be
 arrays      its arrays in the store
 kept        a fit as it is read
-commit      put there whole
+commit      put there whole, and dropped
 check       every byte against its checksum
 sums        sums that are kept, and going on from them
 table       one row a tensor

@@ -12,12 +12,12 @@ from typing import Any
 import trajkit
 from trajkit.defaults import DEFAULT_FIT, DEFAULT_MEMORY_BYTES, DEFAULT_THRESHOLD
 from trajkit.errors import InvalidInput
-from trajkit.fits.commit import commit_fit, prepare_fit
+from trajkit.fits.commit import commit_fit, new_arrays
 from trajkit.fits.devices import choose_device
 from trajkit.fits.kept import Fit, check_fit_name
 from trajkit.fits.paper import MIN_DISTINCT, MIN_RANGE, describe_kept, is_weight
 from trajkit.fits.plan import plan_fit
-from trajkit.fits.record import FitRecord
+from trajkit.fits.record import FitFindings, FitRecord, FitRequest
 from trajkit.fits.sums import KEEP_SUMS_FRAMES, find_prior
 from trajkit.fits.table import make_table, pack_table, tensor_row
 from trajkit.fits.tasks import FitOptions, Pace, VectorJob
@@ -98,45 +98,49 @@ def fit(
         if prior is not None:
             what += f" ({frames_read} new)"
         progress(Started(what, raw_bytes))
-        part = prepare_fit(store, name)
-        digests: dict[str, str] = {}
-        sums: dict[str, dict[str, float]] = {}
-        for vector in floats:
-            plan, batch = plans[vector.dtype.name]
-            options = FitOptions(backend, rsq_threshold, min_range, min_distinct, keep_sums)
-            job = VectorJob(store, vector, window, batch, options, prior, pace)
-            for info, stats in job.run(part, plan, progress):
-                rows.append(tensor_row(info, stats))
-                total = total + stats
-                if is_weight(info.name):
-                    weights = weights + stats
-            digests |= job.digests
-            sums[vector.dtype.name] = job.scalars
-        seconds = time.perf_counter() - started
-        record = FitRecord(
-            name=name,
-            steps=window.axis.steps,
-            rsq_threshold=rsq_threshold,
-            min_range=min_range,
-            min_distinct=min_distinct,
-            device=backend,
-            frames_digest=window_digest(store, window),
-            versions={"trajkit": trajkit.__version__, "python": platform.python_version()},
-            stats={k: v.tolist() if hasattr(v, "tolist") else v for k, v in asdict(total).items()},
-            null={
-                "median_rsq": null_median(window.axis.steps),
-                "above_threshold": null_above(window.axis.steps, rsq_threshold),
-            },
-            seconds=seconds,
-            table_sha256="",
-            dtypes=tuple(v.dtype.name for v in floats),
-            sums=sums if keep_sums else None,
-            sums_version=SUMS_VERSION if keep_sums else None,
-            frames_read=frames_read,
-            digests=digests,
-            paper=asdict(describe_kept(weights)) if paper else None,
-        )
-        result = commit_fit(store, part, record, pack_table(make_table(rows)))
+        with new_arrays(store, name) as folder:
+            digests: dict[str, str] = {}
+            sums: dict[str, dict[str, float]] = {}
+            for vector in floats:
+                plan, batch = plans[vector.dtype.name]
+                options = FitOptions(backend, rsq_threshold, min_range, min_distinct, keep_sums)
+                job = VectorJob(store, vector, window, batch, options, prior, pace)
+                for info, stats in job.run(folder, plan, progress):
+                    rows.append(tensor_row(info, stats))
+                    total = total + stats
+                    if is_weight(info.name):
+                        weights = weights + stats
+                digests |= job.digests
+                sums[vector.dtype.name] = job.scalars
+            asked = FitRequest(
+                name=name,
+                steps=window.axis.steps,
+                frames_digest=window_digest(store, window),
+                dtypes=tuple(v.dtype.name for v in floats),
+                rsq_threshold=rsq_threshold,
+                min_range=min_range,
+                min_distinct=min_distinct,
+                device=backend,
+            )
+            found = FitFindings(
+                stats={
+                    k: v.tolist() if hasattr(v, "tolist") else v for k, v in asdict(total).items()
+                },
+                null={
+                    "median_rsq": null_median(window.axis.steps),
+                    "above_threshold": null_above(window.axis.steps, rsq_threshold),
+                },
+                versions={"trajkit": trajkit.__version__, "python": platform.python_version()},
+                seconds=time.perf_counter() - started,
+                table_sha256="",
+                sums=sums if keep_sums else None,
+                sums_version=SUMS_VERSION if keep_sums else None,
+                frames_read=frames_read,
+                digests=digests,
+                paper=asdict(describe_kept(weights)) if paper else None,
+            )
+            table = pack_table(make_table(rows))
+            result = commit_fit(store, folder, FitRecord(asked, found), table)
     seconds = time.perf_counter() - started
     progress(
         Finished(

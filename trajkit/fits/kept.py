@@ -2,28 +2,38 @@
 
     fits/<name>/
       zarr.json              the record: steps, threshold, filters, versions, statistics, digests
-      tensors.parquet        one row a tensor
-      <dtype>/slope, mean, rsq (float32 [N]), last (unsigned [N]), flags (uint8 [N])
-      <dtype>/sums/...       the sums themselves, where they are kept: a later fit goes on from them
+      arrays-<16 digits>/    named by the record, another for every fit
+        tensors.parquet      one row a tensor
+        <dtype>/slope, mean, rsq (float32 [N]), last (unsigned [N]), flags (uint8 [N])
+        <dtype>/sums/...     the sums themselves, where they are kept: a later fit goes on from them
 
-A fit is written beside its place and renamed, so that it is there whole or not at all.
+The first trajkit kept the arrays beside the record; such fits are read as well.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import TensorInfo
 from trajkit.defaults import DEFAULT_FIT
-from trajkit.errors import FormatError, InvalidInput, NotFound
+from trajkit.errors import (
+    FormatError,
+    InvalidInput,
+    Mismatch,
+    NotFound,
+    StorageError,
+    Unsupported,
+)
 from trajkit.fits.arrays import fit_arrays, read_elements
-from trajkit.fits.record import FitRecord
+from trajkit.fits.record import FORMAT, NAME, FitRecord
 from trajkit.kernels.state import Stats
 from trajkit.stats.axis import StepAxis
 from trajkit.store.store import Store
@@ -39,8 +49,12 @@ class Fit:
         self.store = store
         self.path = path
         self.record = record
+        self.folder = path if record.arrays is None else path / record.arrays
+        """the folder of the arrays and the table: of this fit alone"""
         self.arrays = {
-            d: fit_arrays(path, store.vectors[d]) for d in record.dtypes if d in store.vectors
+            d: fit_arrays(self.folder, store.vectors[d])
+            for d in record.asked.dtypes
+            if d in store.vectors
         }
 
     def __repr__(self) -> str:
@@ -87,7 +101,7 @@ class Fit:
     @cached_property
     def stats(self) -> Stats:
         """Counts, moments and histograms of all elements."""
-        raw: Mapping[str, Any] = self.record.stats
+        raw = self.record.found.stats
         fields: dict[str, Any] = {
             k: np.array(v) if isinstance(v, list) else v for k, v in raw.items()
         }
@@ -106,12 +120,12 @@ class Fit:
             "to_step": record.steps[-1],
             "rsq_threshold": record.rsq_threshold,
             **describe_stats(self.stats),
-            "null_median_rsq": record.null["median_rsq"],
-            "null_above_threshold": record.null["above_threshold"],
-            "frames_read": record.frames_read,
-            "paper": record.paper,
-            "seconds": record.seconds,
-            "device": record.device,
+            "null_median_rsq": record.found.null.get("median_rsq"),
+            "null_above_threshold": record.found.null.get("above_threshold"),
+            "frames_read": record.found.frames_read,
+            "paper": record.found.paper,
+            "seconds": record.found.seconds,
+            "device": record.asked.device,
         }
 
     def summary(self) -> "pl.DataFrame":
@@ -120,17 +134,47 @@ class Fit:
 
         return unpack_table(self._table_bytes())
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read this fit's arrays inside of it: they are its own, or the error says why not.
+
+        Raises:
+            Mismatch: the fit was replaced or dropped since it was opened, in place of the
+                :class:`FormatError` that its files are missing.
+        """
+        try:
+            yield
+        except FormatError as error:
+            if self.is_current():
+                raise
+            raise Mismatch(
+                f"{self.path}: the fit was replaced or dropped since it was opened; open it again"
+            ) from error
+
+    def is_current(self) -> bool:
+        """Whether the store still keeps this fit, and no other of its name."""
+        try:
+            now, mine = read_fit(self.store, self.path.name).record, self.record
+        except (NotFound, FormatError, Unsupported):
+            return False
+        return (now.arrays, now.found.digests) == (mine.arrays, mine.found.digests)
+
     def _table_bytes(self) -> bytes:
-        path = self.path / "tensors.parquet"
-        content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != self.record.table_sha256:
-            raise FormatError(f"{path}: damaged; run trajkit fit again")
+        path = self.folder / "tensors.parquet"
+        with self.reading():
+            try:
+                content = path.read_bytes() if path.is_file() else b""
+            except FileNotFoundError:
+                content = b""
+            if hashlib.sha256(content).hexdigest() != self.record.found.table_sha256:
+                raise FormatError(f"{path}: damaged; run trajkit fit again")
         return content
 
     def _read(self, name: str, what: str) -> Array:
         info = self._info(name)
         array = self.arrays[info.dtype][what]
-        return read_elements(array, info.offset, info.stop).reshape(info.shape)
+        with self.reading():
+            return read_elements(array, info.offset, info.stop).reshape(info.shape)
 
     def _info(self, name: str) -> TensorInfo:
         info = self.store.tensors.get(name)
@@ -141,11 +185,27 @@ class Fit:
         return info
 
 
+_RESERVED = {"zarr.json", "c", "con", "nul", "aux", "prn"}
+"""names that a Zarr group or a file system has other uses for"""
+
+
 def check_fit_name(name: str) -> str:
     """The name, if it can be a folder's; raises :class:`InvalidInput` otherwise."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise InvalidInput(f"not a fit name: {name!r}; use letters, digits, '-', '_' and '.'")
+    if not re.fullmatch(NAME, name) or name.lower() in _RESERVED:
+        shown = repr(name if len(name) <= 40 else f"{name[:40]}...")
+        raise InvalidInput(
+            f"not a fit name: {shown}; use up to 100 letters, digits, '-', '_' and '.'"
+        )
     return name
+
+
+def is_fit(home: Path) -> bool:
+    """Whether a folder's ``zarr.json`` is a fit's record, be it damaged."""
+    path = home / "zarr.json"
+    try:
+        return path.is_file() and not home.is_symlink() and FORMAT.encode() in _read_bytes(path)
+    except (OSError, FormatError):
+        return False
 
 
 def read_fit(store: Store, name: str = DEFAULT_FIT) -> Fit:
@@ -153,26 +213,59 @@ def read_fit(store: Store, name: str = DEFAULT_FIT) -> Fit:
 
     Raises:
         NotFound: there is none of that name. FormatError: it is damaged.
+        Unsupported: it was made by a later trajkit.
     """
     path = store.path / "fits" / check_fit_name(name)
     try:
-        record = FitRecord.parse(path / "zarr.json", (path / "zarr.json").read_bytes())
-    except FileNotFoundError:
-        have = ", ".join(fit_names(store)) or "none"
-        raise NotFound(
-            f"{store.path}: no fit {name!r} (there are: {have}); make one with 'trajkit fit'"
-        ) from None
+        record = FitRecord.parse(path / "zarr.json", _read_bytes(path / "zarr.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise no_fit(store, name) from None
+    except OSError as error:
+        if isinstance(error, NotFound | StorageError):
+            raise
+        raise StorageError(f"{path}: {error.strerror or error}") from error
     return Fit(store, path, record)
 
 
+def no_fit(store: Store, name: str) -> NotFound:
+    """The error that says which fits there are instead."""
+    have = ", ".join(fit_names(store)) or "none"
+    return NotFound(
+        f"{store.path}: no fit {name!r} (there are: {have}); make one with 'trajkit fit'"
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    """A record's file, whole; raises :class:`FormatError` where it is larger than one can be."""
+    if not path.is_file():  # a pipe would make us wait
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise FormatError(f"{path}: more bytes than the record of a fit; run trajkit fit again")
+    return content
+
+
+_MOST_BYTES = 1 << 27
+
+
 def fit_names(store: Store) -> list[str]:
-    """The names of the fits in a store."""
+    """The names of the fits in a store; what else lies in ``fits/`` is passed over."""
     folder = store.path / "fits"
     if not folder.is_dir():
         return []
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    named = (p for p in folder.iterdir() if re.fullmatch(NAME, p.name))
+    return sorted(p.name for p in named if is_fit(p))
 
 
 def read_fits(store: Store) -> dict[str, Fit]:
-    """All fits of a store, by name."""
-    return {name: read_fit(store, name) for name in fit_names(store)}
+    """All fits of a store that can be read, by name; a warning names the others."""
+    fits = {}
+    for name in fit_names(store):
+        try:
+            fits[name] = read_fit(store, name)
+        except (FormatError, Unsupported) as error:
+            warn(str(error), stacklevel=2)
+        except NotFound:
+            continue  # dropped meanwhile
+    return fits

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trajkit.errors import FormatError, NotFound, StorageError
+from trajkit.errors import FormatError, NotFound, Unsupported
 from trajkit.fits.arrays import sums_arrays
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.fits.window import Window, window_digest
@@ -39,12 +39,16 @@ def find_prior(
         prior = read_fit(store, name)
     except NotFound:
         return None
-    except FormatError as error:
+    except (FormatError, Unsupported) as error:
         tell(f"{error}; reading all checkpoints")
         return None
     record = prior.record
     n_frames = len(record.steps)
-    if record.sums is None or record.sums_version != SUMS_VERSION or n_frames > window.n_frames:
+    if (
+        record.found.sums is None
+        or record.found.sums_version != SUMS_VERSION
+        or n_frames > window.n_frames
+    ):
         return None
     begun = replace(window, stop=window.first + n_frames)
     if record.steps != window.axis.steps[:n_frames]:
@@ -55,18 +59,18 @@ def find_prior(
     if fault is not None:
         tell(f"{fault}: the sums that fit {name!r} kept are damaged; reading all checkpoints")
         return None
-    return KeptSums(prior.path, n_frames, record.sums)
+    return KeptSums(prior.folder, n_frames, record.found.sums)
 
 
 def _find_fault(fit: Fit) -> Path | None:
     """The first array that a later fit would go on from and that is not as it was written."""
     for dtype, arrays in fit.arrays.items():
-        needed = {"last": arrays["last"], **sums_arrays(fit.path, fit.store.vectors[dtype])}
+        needed = {"last": arrays["last"], **sums_arrays(fit.folder, fit.store.vectors[dtype])}
         for array in needed.values():
-            place = array.path.relative_to(fit.path).as_posix()
+            place = array.path.relative_to(fit.folder).as_posix()
             try:
-                if array.row_digest() != fit.record.digests.get(place):
+                if array.row_digest() != fit.record.found.digests.get(place):
                     return array.path
-            except (OSError, StorageError):
+            except (OSError, FormatError):
                 return array.path
     return None

@@ -151,7 +151,9 @@ class ChunkJob:
         reader = self._fit_readers[dtype][name]
         out = self._buffer(name, reader.array.chunk, reader.array.dtype)
         out = out[: len(chunks) * reader.array.chunk]
-        reader.read_chunks(chunks, out)
+        assert self.fit is not None
+        with self.fit.reading():
+            reader.read_chunks(chunks, out)
         return out
 
     def _arithmetic(self, dtype: str) -> Arithmetic:

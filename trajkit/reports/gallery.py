@@ -126,7 +126,8 @@ def _read_chunks(fit: Fit) -> Iterator[tuple[str, int, Array, Array, Array]]:
         for name in ("rsq", "slope", "flags"):
             array = fit.arrays[dtype][name]
             chunk = np.empty(array.chunk, array.dtype)
-            array.read_chunk(0, k, chunk)
+            with fit.reading():
+                array.read_chunk(0, k, chunk)
             columns.append(chunk[: stop - start])
         yield dtype, start, columns[0], columns[1], columns[2]
 
@@ -166,10 +167,11 @@ def _read_picks(store: Store, fit: Fit, chosen: list[tuple[str, _Candidate]]) ->
     in_window_T = np.isin(store.steps, fit.steps)
     for role, c in chosen:
         info = _tensor_at(store, c.dtype, c.at)
-        rsq, slope, mean = (
-            float(read_elements(fit.arrays[c.dtype][name], c.at, c.at + 1)[0])
-            for name in ("rsq", "slope", "mean")
-        )
+        with fit.reading():
+            rsq, slope, mean = (
+                float(read_elements(fit.arrays[c.dtype][name], c.at, c.at + 1)[0])
+                for name in ("rsq", "slope", "mean")
+            )
         yield Pick(
             role=role,
             tensor=info.name,

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trajkit.fits.kept import read_fits
+from trajkit.errors import TrajkitError
+from trajkit.fits.commit import bytes_of
+from trajkit.fits.kept import fit_names, read_fit
 from trajkit.store.store import Store
 
 
@@ -23,10 +25,21 @@ class StoreInfo:
     stored_bytes: int
     fits: dict[str, list[int]]
     """training steps of each fit, by name"""
+    fit_bytes: dict[str, int]
+    """bytes of each fit's files; ``stored_bytes`` has none of them"""
+    unreadable_fits: list[str]
+    """a line for each fit that cannot be read"""
 
 
 def describe_store(store: Store) -> StoreInfo:
     """What the store holds at its last commit; reads no frames."""
+    fits: dict[str, list[int]] = {}
+    unreadable = []
+    for name in fit_names(store):
+        try:
+            fits[name] = list(read_fit(store, name).record.steps)
+        except TrajkitError as error:
+            unreadable.append(str(error))
     return StoreInfo(
         path=str(store.path),
         codec=store.commit.codec,
@@ -40,5 +53,7 @@ def describe_store(store: Store) -> StoreInfo:
         elements={d: v.size for d, v in store.vectors.items()},
         raw_bytes=store.raw_bytes,
         stored_bytes=store.stored_bytes,
-        fits={name: list(fit.record.steps) for name, fit in read_fits(store).items()},
+        fits=fits,
+        fit_bytes={name: bytes_of(store.path / "fits" / name) for name in fits},
+        unreadable_fits=unreadable,
     )

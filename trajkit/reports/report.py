@@ -158,8 +158,8 @@ class _Job:
             run=facts,
             figures={f.name: self._block(f) for f in self.figures},
             table=self.rows,
-            min_distinct=record.min_distinct,
-            min_range=record.min_range,
+            min_distinct=record.asked.min_distinct,
+            min_range=record.asked.min_range,
             footer=(
                 f"Made by trajkit {trajkit.__version__} from a fit made by {versions}. Frames "
                 f"{record.frames_digest}. The numbers are in summary.json, the table in "
@@ -258,7 +258,7 @@ class _Job:
             lambda palette, width: draw_histogram(data, palette, width),
             f"<b>How to read it.</b> The shaded area is this run: the share of its {n['fitted']:,} "
             "fitted elements in each bin of R². The darker part are the "
-            f"{n['kept']:,} kept ones, of {self.fit.record.min_distinct} or more distinct values. "
+            f"{n['kept']:,} kept ones, of {self.fit.record.asked.min_distinct} or more distinct values. "
             "The dashed line is what driftless random walks score on the same training steps; only "
             "what rises above it speaks for a drift. Triangles mark the medians, the dotted line "
             "the threshold.",
