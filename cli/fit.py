@@ -1,15 +1,24 @@
 """``trajkit fit``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trajkit.cli.console import Console
-from trajkit.cli.options import device_option, example, memory_option, speaking, store_option
+from trajkit.cli.options import (
+    device_option,
+    dry_run_option,
+    example,
+    memory_option,
+    speaking,
+    store_option,
+)
+from trajkit.units import format_bytes
 
 if TYPE_CHECKING:
     from trajkit.fits.paper import PaperStats
+    from trajkit.fits.plan import FitPlan
 
 
 @click.command(
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="With --sample.")
 @memory_option
+@dry_run_option
 @speaking
 def fit_command(
     console: Console,
@@ -62,13 +72,14 @@ def fit_command(
     sample: float | None,
     seed: int,
     memory: str,
+    dry_run: bool,
 ) -> None:
     """Fit a least-squares line over the training steps to every element of every tensor.
 
     R² alone cannot tell a drift from a random walk, so the closing lines set it beside what a
     driftless walk scores on the same steps.
     """
-    from trajkit.fits.fit import fit
+    from trajkit.fits.fit import fit, plan_fit
     from trajkit.fits.paper import PaperStats, fit_sample
     from trajkit.fits.window import choose_window
     from trajkit.trajectory import Trajectory
@@ -83,19 +94,20 @@ def fit_command(
         console.data(found)
         _say_paper(console, found, rsq_threshold)
         return
+    options: dict[str, Any] = {
+        "from_step": from_step,
+        "to_step": to_step,
+        "name": name or ("paper" if paper else "default"),
+        "device": device,
+        "keep_sums": keep_sums,
+        "paper": paper,
+        "memory": memory,
+    }
+    if dry_run:
+        _say_plan(console, plan_fit(traj, rsq_threshold, **options))
+        return
     with console.progress() as progress:
-        result = fit(
-            traj,
-            rsq_threshold,
-            from_step=from_step,
-            to_step=to_step,
-            name=name or ("paper" if paper else "default"),
-            device=device,
-            keep_sums=keep_sums,
-            paper=paper,
-            memory=memory,
-            progress=progress,
-        )
+        result = fit(traj, rsq_threshold, progress=progress, **options)
     numbers = result.describe()
     console.data(numbers)
 
@@ -126,6 +138,26 @@ def fit_command(
     console.next_command(
         f"trajkit extrapolate --steps {last + max(span // 4, 1)} -o out/", "trajkit report"
     )
+
+
+def _say_plan(console: Console, plan: "FitPlan") -> None:
+    """Print what a fit would do, and whether its disk has room."""
+    console.data(plan)
+    console.say(
+        f"fit {plan.name}: {plan.elements:,} elements over {plan.checkpoints} checkpoints, steps "
+        f"{plan.from_step} to {plan.to_step}, on {plan.device}"
+    )
+    if plan.replaces is not None:
+        console.say(f"  replaces  {plan.replaces}")
+    checkpoints = "1 checkpoint" if plan.frames_read == 1 else f"{plan.frames_read} checkpoints"
+    console.say(f"  reads     {checkpoints}, {format_bytes(plan.n_bytes_read)} of elements")
+    console.say(
+        f"  writes    {format_bytes(plan.n_bytes_written)}, "
+        f"{format_bytes(plan.free_bytes)} are free on the disk"
+    )
+    console.say(f"  memory    {format_bytes(plan.memory_bytes)}, {plan.workers} workers")
+    if plan.n_bytes_written > plan.free_bytes:
+        console.warn("the disk may not have room for it; 'trajkit drop' removes a fit")
 
 
 def _say_paper(console: Console, stats: "PaperStats", threshold: float) -> None:

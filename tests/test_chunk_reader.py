@@ -12,7 +12,7 @@ from numcodecs import blosc
 
 from trajkit.errors import FormatError, StorageError
 from trajkit.kernels import api
-from trajkit.store import chunks, native
+from trajkit.store import native
 from trajkit.store.array import ZArray
 from trajkit.store.chunks import ChunkReader
 from trajkit.store.codecs import CODECS, codec_by_name, with_checksum
@@ -187,13 +187,11 @@ def test_a_refusing_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         reader.read_rows(range(1), 0, np.empty((1, 256), np.uint16))
 
 
-def test_more_rows_than_files_may_stay_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chunks, "KEPT_OPEN", 3)
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_more_rows_than_files_may_stay_open(tmp_path: Path, at_once: int) -> None:
     values = frames("uint16", 700, 9, "small")
     array = write(tmp_path, values, 256, "lz4")
-    with ChunkReader(array) as reader:
+    with ChunkReader(array, kept_open=3, at_once=at_once) as reader:
         for k in (0, 1, 0):
             out = np.empty((9, 256), np.uint16)
             reader.read_rows(range(9), k, out)

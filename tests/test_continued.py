@@ -108,9 +108,10 @@ def test_damaged_sums_are_replaced_by_the_next_fit(
     fit = trajkit.fit(store, keep_sums=True, progress=said.append)
     assert fit.record.found.frames_read == 9
     notes = [e.text for e in said if isinstance(e, Note)]
-    assert len(notes) == 1
-    assert array in notes[0]
-    assert "reading all checkpoints" in notes[0]
+    assert notes[0] == "replaces the fit 'default' of 6 checkpoints, steps 0 to 50"
+    assert len(notes) == 2
+    assert array in notes[1]
+    assert "reading all checkpoints" in notes[1]
     check_against_float64(fit, steps, values_TN, "bfloat16")
     assert trajkit.verify(store).ok
 

@@ -12,7 +12,7 @@ from series_on_disk import rounded, write_series, write_values
 import trajkit
 from trajkit.checkpoints.layout import lay_out
 from trajkit.errors import InvalidInput, NotFound, OverBudget
-from trajkit.fits.plan import plan_fit
+from trajkit.fits.plan import plan_vector
 from trajkit.kernels import api as kernels
 from trajkit.store.store import Store
 from trajkit.store.tensors import element_bits
@@ -144,7 +144,7 @@ def test_a_small_budget_gives_the_same_fit(
     steps = np.cumsum(rng.integers(1, 9, n_frames)).tolist()
     values_TN = np.cumsum(rng.normal(0, 1e-3, (n_frames, 200)), axis=0)
     whole = fit_of(folder, steps, values_TN, "bfloat16")
-    smallest = plan_fit(whole.store.vectors["bfloat16"], 8, 2**30)[0].bytes_a_worker
+    smallest = plan_vector(whole.store.vectors["bfloat16"], 8, 2**30)[0].bytes_a_worker
     parts = trajkit.fit(trajkit.open(whole.store.path), name="parts", memory=smallest)
     # sums of the same float32 terms in another order, about x̄ in float64
     np.testing.assert_allclose(parts.slope("w"), whole.slope("w"), rtol=1e-4, atol=1e-9)
@@ -219,7 +219,7 @@ def test_plans_fit_their_budget() -> None:
     vector = lay_out([("w", "bfloat16", (2**20, 300))])["bfloat16"]
     for budget in (2**26, 2**28, 2**30, 2**34):
         for n_frames in (2, 16, 64, 1000):
-            plan, batch = plan_fit(vector, n_frames, budget)
+            plan, batch = plan_vector(vector, n_frames, budget)
             assert plan.n_bytes <= budget
             assert 1 <= batch <= n_frames
 

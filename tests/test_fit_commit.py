@@ -14,9 +14,11 @@ import pytest
 from series_on_disk import write_values
 
 import trajkit
+import trajkit.fits.fit as fit_module
 from trajkit.disk import canonical_json
 from trajkit.errors import AlreadyExists, InvalidInput, Mismatch, NotFound, StorageError
 from trajkit.fits.commit import drop_fit
+from trajkit.fits.fit import plan_fit
 from trajkit.fits.kept import fit_names
 from trajkit.fits.record import _digest
 from trajkit.forecast import chunks as chunks_module
@@ -154,7 +156,9 @@ def test_an_error_at_every_touch_of_the_disk(
     assert len(seen) == 1
 
 
-def test_a_full_disk_keeps_no_partial_arrays(store: Path, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_no_partial_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)]
@@ -164,6 +168,9 @@ def test_a_full_disk_keeps_no_partial_arrays(store: Path, tmp_path: Path) -> Non
         values_TN = np.outer(np.arange(4.0), np.ones(150_000))
         trajkit.ingest(write_values(tmp_path / "big", [0, 1, 2, 3], values_TN), disk / "s.zarr")
         before = sorted(disk.rglob("*"))
+        with pytest.raises(StorageError, match=r"the fit takes 2.25 MB, and .* are free"):
+            trajkit.fit(disk / "s.zarr")
+        monkeypatch.setattr(fit_module, "check_room", lambda store, needed: None)
         with pytest.raises(StorageError, match="No space left on device"):
             trajkit.fit(disk / "s.zarr")
         assert [p for p in sorted(disk.rglob("*")) if p.is_file()] == [
@@ -297,3 +304,36 @@ def test_an_interrupted_first_fit_leaves_nothing(store: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trajkit.fit(store, name="never", progress=stop)
     assert not (store / "fits" / "never").exists()
+
+
+def test_the_plan_says_what_the_fit_will_do(store: Path) -> None:
+    before = sorted(store.rglob("*"))
+    plan = plan_fit(store, keep_sums=True, name="x")
+    assert (plan.replaces, plan.checkpoints, plan.frames_read) == (None, 8, 8)
+    assert sorted(store.rglob("*")) == before
+    fit = trajkit.fit(store, keep_sums=True, name="x")
+    written = sum(p.stat().st_size for p in fit.folder.rglob("c/*"))
+    assert written <= plan.n_bytes_written + 2000  # sums are compressed; indexes come on top
+    assert plan.n_bytes_read == 8 * 300 * 2
+    again = plan_fit(store, name="x")
+    assert again.replaces == "the fit 'x' of 8 checkpoints, steps 0 to 70"
+    assert again.frames_read == 0
+    assert again.n_bytes_written == 300 * 15
+    with pytest.raises(InvalidInput, match="the window has 1"):
+        plan_fit(store, from_step=70)
+
+
+def test_steps_beyond_float64_are_one_line(tmp_path: Path) -> None:
+    values_TN = np.outer(np.arange(3.0), np.ones(4))
+    write_values(tmp_path / "c", [5, 6, 2**53 + 2], values_TN)
+    trajkit.ingest(tmp_path / "c", tmp_path / "s.zarr")
+    with pytest.raises(InvalidInput, match="step 9007199254740994 is beyond 2\\^53"):
+        trajkit.fit(tmp_path / "s.zarr")
+    assert len(trajkit.fit(tmp_path / "s.zarr", to_step=6).steps) == 2
+
+
+@pytest.mark.parametrize("memory", ["9" * 24, "9" * 400, "1" * 24 + "TiB"])
+def test_more_memory_than_there_is_is_one_line(store: Path, memory: str) -> None:
+    with pytest.raises(InvalidInput, match="is more memory than there is") as caught:
+        trajkit.fit(store, memory=memory)
+    assert len(str(caught.value)) < 150

@@ -1,4 +1,4 @@
-"""Memory: ingest, verify and restore stay under ``--memory``, measured as a process's peak."""
+"""Memory: ingest, fit, verify and restore stay under ``--memory``, measured as a process's peak."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import trajkit
 from trajkit.checkpoints.layout import FlatVector, TensorInfo, lay_out
 from trajkit.parallel import plan_workers
 from trajkit.store.writer import bytes_a_worker
@@ -38,6 +39,25 @@ match verb:
     case "ingest": ingest(ckpts, store, memory=memory)
     case "verify": assert verify(store, against=ckpts, memory=memory).ok
     case "restore": restore(Trajectory.open(store), 2, out, memory=memory)
+print(json.dumps(peak() - before))
+"""
+
+
+MEASURE_FIT = """
+import json, sys
+from trajkit.fits.fit import fit
+small, store, memory = sys.argv[1:4]
+keep_sums = sys.argv[4] == "True"
+fit(small, keep_sums=keep_sums); fit(small, memory="64MiB", name="b")  # libraries and kernels
+
+def peak():
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024
+
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = peak()
+fit(store, keep_sums=keep_sums, memory=memory)
 print(json.dumps(peak() - before))
 """
 
@@ -89,6 +109,21 @@ needs_peak = pytest.mark.skipif(
 def test_peaks_stay_under_a_small_budget(tmp_path: Path) -> None:
     """Checkpoints of 200 MB under 64 MiB; the budget is on top of interpreter and libraries."""
     check_peaks(tmp_path, 200_000_000, 3, "64MiB")
+
+
+@needs_peak
+@pytest.mark.parametrize(("memory", "keep_sums"), [("64MiB", False), ("96MiB", True)])
+def test_a_fit_stays_under_a_small_budget(tmp_path: Path, memory: str, keep_sums: bool) -> None:
+    """A hundred chunks of bf16 in as much as one worker needs; sums were once not counted."""
+    write_big(tmp_path / "ckpts", 50_000_000, 3)
+    write_big(tmp_path / "small", 4000, 3)
+    for name in ("ckpts", "small"):
+        trajkit.ingest(tmp_path / name, tmp_path / f"{name}.zarr", codec="lz4")
+    stores = [tmp_path / "small.zarr", tmp_path / "ckpts.zarr"]
+    command = [sys.executable, "-c", MEASURE_FIT, *stores, memory, str(keep_sums)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    peak = json.loads(done.stdout)
+    assert peak <= parse_bytes(memory), f"fit took {peak} bytes"
 
 
 @needs_peak

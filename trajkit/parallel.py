@@ -1,14 +1,27 @@
 """Workers and memory: how many, an ordered map with a bounded queue, plans within a budget."""
 
 import os
+import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import TypeVar
+from math import prod
+from pathlib import Path
+from threading import local
+from typing import Any, TypeVar
 
+import numpy as np
+
+from trajkit.arrays import Array
 from trajkit.errors import OverBudget
 from trajkit.units import format_bytes
+
+_SPARE_FILES = 32
+"""files that a process may open beside a command's plan: libraries, pipes, a log"""
+_FILES_A_WORKER = 4
+"""below so many files each, fewer workers are planned"""
+_MOST_FILES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +32,8 @@ class Plan:
     """chunks in work at the same time"""
     bytes_a_worker: int
     fixed_bytes: int = 0
+    files: int = _MOST_FILES
+    """files that the workers may have open together"""
 
     @property
     def n_bytes(self) -> int:
@@ -27,12 +42,18 @@ class Plan:
 
 
 def plan_workers(
-    what: str, workers: int, bytes_a_worker: int, budget_bytes: int, fixed_bytes: int = 0
+    what: str,
+    workers: int,
+    bytes_a_worker: int,
+    budget_bytes: int,
+    fixed_bytes: int = 0,
+    fixed_files: int = 0,
 ) -> Plan:
-    """As many workers as the budget holds, at least one.
+    """As many workers as the budget holds and the system's limit of open files, at least one.
 
     Raises:
-        OverBudget: not even one fits; the message says what would.
+        OverBudget: not even one fits into the memory, or into the files that may be open; the
+            message says what would.
     """
     fitting = (budget_bytes - fixed_bytes) // max(bytes_a_worker, 1)
     if fitting < 1:
@@ -40,7 +61,13 @@ def plan_workers(
             f"{what} needs at least {format_bytes(fixed_bytes + bytes_a_worker)} of memory and the "
             f"budget is {format_bytes(budget_bytes)}: raise --memory"
         )
-    return Plan(min(workers, fitting), bytes_a_worker, fixed_bytes)
+    files = count_free_files() - fixed_files
+    if files < _FILES_A_WORKER:
+        raise OverBudget(
+            f"{what} needs to open {_FILES_A_WORKER - files} files more than the system lets this "
+            "process: raise the limit with 'ulimit -n'"
+        )
+    return Plan(min(workers, fitting, files // _FILES_A_WORKER), bytes_a_worker, fixed_bytes, files)
 
 
 def plan_batch(
@@ -50,6 +77,7 @@ def plan_batch(
     smallest: int,
     bytes_a_worker: Callable[[int], int],
     budget_bytes: int,
+    fixed_files: int = 0,
 ) -> tuple[Plan, int]:
     """Workers, and how much each takes at once: smaller batches first, then fewer workers.
 
@@ -64,12 +92,14 @@ def plan_batch(
     """
     while True:
         try:
-            plan = plan_workers(what, workers, bytes_a_worker(batch), budget_bytes)
+            plan = plan_workers(
+                what, workers, bytes_a_worker(batch), budget_bytes, fixed_files=fixed_files
+            )
         except OverBudget:
             if batch <= smallest:
                 raise
         else:
-            if plan.workers == workers or batch <= smallest:
+            if batch <= smallest or plan.workers >= min(workers, plan.files // _FILES_A_WORKER):
                 return plan, batch
         batch = max(batch // 2, smallest)
 
@@ -83,6 +113,35 @@ def count_workers() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def count_free_files() -> int:
+    """Files that this process may still open: its limit, less what is open, less a few."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return _MOST_FILES
+    listing = next((p for p in (Path("/proc/self/fd"), Path("/dev/fd")) if p.is_dir()), None)
+    held = 0 if listing is None else sum(1 for _ in listing.iterdir())
+    return max(min(limit, _MOST_FILES) - held - _SPARE_FILES, 0)
+
+
+class Scratch(local):
+    """A thread's own memory, kept from chunk to chunk: new memory costs page faults.
+
+    >>> scratch = Scratch()
+    >>> scratch.array("codes", (2, 3), np.dtype("uint16")).shape
+    (2, 3)
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Array] = {}
+
+    def array(self, name: str, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array of any content, which lasts until the thread asks for that name again."""
+        n_bytes = prod((shape,) if isinstance(shape, int) else shape) * dtype.itemsize
+        if name not in self._buffers or self._buffers[name].nbytes < n_bytes:
+            self._buffers[name] = np.empty(n_bytes, np.uint8)
+        return self._buffers[name][:n_bytes].view(dtype).reshape(shape)
 
 
 def map_in_order(

@@ -27,8 +27,13 @@ def parse_bytes(text: str | int) -> int:
         return text
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?b?\s*", text.lower())
     if not match:
-        raise InvalidInput(f"not a size: {text!r}; write it like 512MiB or 2GB")
-    return int(float(match[1]) * _FACTORS[match[2] or ""])
+        raise InvalidInput(f"not a size: {text[:40]!r}; write it like 512MiB or 2GB")
+    n_bytes = float(match[1]) * _FACTORS[match[2] or ""]
+    if n_bytes >= 2**63:
+        raise InvalidInput(
+            f"{text[:40]!r} is more memory than there is; write it like 512MiB or 2GB"
+        )
+    return int(n_bytes)
 
 
 def format_bytes(n: float) -> str:

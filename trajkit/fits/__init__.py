@@ -3,7 +3,9 @@
 fit         verb: choose the window, plan, commit
 window      which checkpoints
 plan        how much memory
-tasks       the fit of one flat vector, chunk by chunk
+vector      the fit of one flat vector: a task a chunk, results written in order
+tasks       the fit of one chunk, in any thread or process
+source      where the codes come from
 devices     the CPU or a CUDA device as one worker sees it
 record      how a fit was made and what it found
 fields      what the fields of a record may be

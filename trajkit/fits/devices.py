@@ -1,6 +1,6 @@
 """Where the arithmetic happens: one worker's way through the CPU or a CUDA device.
 
-Of a fit: both lanes have one shape; the worker puts a batch of codes into ``codes_TN``, then either
+Of a fit: both workers have one shape; the caller puts a batch of codes into ``codes_TN``, then either
 fits a whole window in one call, or begins sums, accumulates batches and solves. Of an
 extrapolation: two functions of numpy arrays.
 """
@@ -17,7 +17,7 @@ from trajkit.kernels import api as kernels
 from trajkit.kernels.state import Solution, Sums
 
 
-class Lane(Protocol):
+class DeviceWorker(Protocol):
     """The sums of one chunk at a time; see :class:`trajkit.kernels.gpu.lane.GpuLane`."""
 
     codes_TN: Array
@@ -48,7 +48,7 @@ class Arithmetic(Protocol):
         """Write a + beta · (b - a); moved, held, unchanged."""
 
 
-class CpuLane:
+class CpuWorker:
     """The compiled loops of :mod:`trajkit.kernels.cpu.launch`, on the calling thread."""
 
     def __init__(self, n_batch: int, n_chunk: int, dtype: str) -> None:
@@ -94,14 +94,14 @@ def choose_device(device: str) -> str:
     return "cpu"
 
 
-def open_lane(device: str, n_batch: int, n_chunk: int, dtype: str) -> Lane:
-    """A lane of one worker, with memory for one chunk.
+def open_worker(device: str, n_batch: int, n_chunk: int, dtype: str) -> DeviceWorker:
+    """The device as one thread sees it, with memory for one chunk.
 
     Raises:
         Unsupported: the device does not fit elements of that dtype.
     """
     if device == "cpu":
-        return CpuLane(n_batch, n_chunk, dtype)
+        return CpuWorker(n_batch, n_chunk, dtype)
     from trajkit.kernels.gpu.lane import GpuLane
 
     try:

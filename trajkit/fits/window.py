@@ -1,12 +1,15 @@
 """The window of a fit: which committed checkpoints it is of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
 from trajkit.errors import InvalidInput, Mismatch
+from trajkit.fits.fields import LARGEST_STEP
 from trajkit.stats.axis import StepAxis
+from trajkit.store.commit import Frame
 from trajkit.store.store import Store
 
 
@@ -42,12 +45,22 @@ def choose_window(store: Store, from_step: int | None, to_step: int | None) -> W
             f"(steps in the store: {held}); ingest more, or widen --from-step and --to-step"
         )
     first, stop = int(chosen[0]), int(chosen[-1]) + 1
+    for step in (int(steps[first]), int(steps[stop - 1])):
+        if abs(step) > LARGEST_STEP:
+            raise InvalidInput(
+                f"{store.path}: step {step} is beyond 2^53, and steps are numbers of float64 in a "
+                "fit; leave it out with --from-step and --to-step"
+            )
     return Window(first, stop, StepAxis.of(steps[first:stop]))
 
 
 def window_digest(store: Store, window: Window) -> str:
     """xxh3-128 over the frames' digests: which bits a fit is of."""
-    frames = store.commit.frames[window.first : window.stop]
+    return digest_of(store.commit.frames[window.first : window.stop])
+
+
+def digest_of(frames: Sequence[Frame]) -> str:
+    """xxh3-128 over the digests of these frames."""
     return xxhash.xxh3_128_hexdigest("".join(f.digest for f in frames).encode())
 
 

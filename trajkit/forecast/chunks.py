@@ -12,7 +12,7 @@ from trajkit.checkpoints.layout import FlatVector
 from trajkit.fits.devices import Arithmetic, open_arithmetic
 from trajkit.fits.estimators import Counts, Estimator
 from trajkit.fits.kept import Fit
-from trajkit.parallel import Plan, count_workers, plan_batch
+from trajkit.parallel import Plan, Scratch, count_workers, plan_batch
 from trajkit.store.chunks import ChunkReader
 from trajkit.store.store import Store
 
@@ -63,7 +63,8 @@ class ChunkJob:
         self.device = device
         self.group = group
         self._fit_has_last = fit is not None and fit.record.steps[-1] == store.steps[last]
-        self._mine = local()
+        self._of_thread = local()
+        self._scratch = Scratch()
         arrays = {} if fit is None else fit.arrays
         self._fit_readers = {
             dtype: {name: ChunkReader(array) for name, array in of_dtype.items()}
@@ -158,20 +159,14 @@ class ChunkJob:
 
     def _arithmetic(self, dtype: str) -> Arithmetic:
         """The calling thread's own, opened on its first chunk of the dtype."""
-        opened: dict[str, Arithmetic] = vars(self._mine).setdefault("arithmetic", {})
+        opened: dict[str, Arithmetic] = vars(self._of_thread).setdefault("arithmetic", {})
         if dtype not in opened:
             opened[dtype] = open_arithmetic(self.device, dtype)
         return opened[dtype]
 
     def _buffer(self, name: str, chunk: int, dtype: np.dtype[Any]) -> Array:
         """The calling thread's own scratch for a group of chunks, kept: new memory costs faults."""
-        buffers: dict[tuple[str, int, np.dtype[Any]], Array] = vars(self._mine).setdefault(
-            "all", {}
-        )
-        key = name, chunk, dtype
-        if key not in buffers:
-            buffers[key] = np.empty(self.group * chunk, dtype)
-        return buffers[key]
+        return self._scratch.array(name, self.group * chunk, dtype)
 
     def _read_points(
         self, vector: FlatVector, chunks: range, n: int, fit: dict[str, Array], moving: bool

@@ -18,12 +18,15 @@ KEPT_OPEN = 256
 class ChunkReader:
     """Reads many chunks of one array in one call that holds no lock.
 
-    Keeps up to ``KEPT_OPEN`` shard files open; use it in a ``with`` block. Safe to call from many
-    threads at once.
+    Keeps up to ``kept_open`` shard files open, for all threads together, and opens up to ``at_once``
+    besides for each thread that reads; use it in a ``with`` block. Safe to call from many threads at
+    once.
     """
 
-    def __init__(self, array: ZArray) -> None:
+    def __init__(self, array: ZArray, kept_open: int = KEPT_OPEN, at_once: int = KEPT_OPEN) -> None:
         self.array = array
+        self.kept_open = kept_open
+        self.at_once = at_once
         self._open: dict[tuple[int, int], int] = {}
         self._lock = Lock()
 
@@ -51,6 +54,12 @@ class ChunkReader:
 
     def _read(self, cells: Sequence[tuple[int, int]], out_TN: Array) -> None:
         """Fill a row of ``out_TN`` for each (row, chunk)."""
+        for start in range(0, len(cells), self.at_once):
+            some = slice(start, start + self.at_once)
+            self._read_together(cells[some], out_TN[some])
+
+    def _read_together(self, cells: Sequence[tuple[int, int]], out_TN: Array) -> None:
+        """Fill rows from files that are open at the same time."""
         array = self.array
         places_T2 = np.empty((len(cells), 2), np.int64)
         fds = []
@@ -72,7 +81,7 @@ class ChunkReader:
         path = self.array._shard_path(row, s)
         with self._lock:
             fd = self._open.get((row, s))
-            if fd is None and len(self._open) < KEPT_OPEN:
+            if fd is None and len(self._open) < self.kept_open:
                 with refusals(path):
                     fd = self._open[row, s] = os.open(path, os.O_RDONLY)
         return stack.enter_context(reading(path)) if fd is None else fd

@@ -9,7 +9,6 @@ same bytes, a little later.
 import ctypes
 import functools
 import sys
-from threading import local
 
 import google_crc32c
 import numpy as np
@@ -17,9 +16,10 @@ from numcodecs import blosc
 
 from trajkit.arrays import Array
 from trajkit.kernels import api as kernels
+from trajkit.parallel import Scratch
 from trajkit.store.codecs import BloscCodec, Codec, PlainCodec
 
-_mine = local()
+_scratch = Scratch()
 
 
 @functools.cache
@@ -58,16 +58,8 @@ def read_rows(codec: Codec, fds: list[int], places_T2: Array, out_TN: Array) -> 
     if isinstance(codec, BloscCodec):
         row_bytes = out_TN[0].nbytes
         longest = min(max(int(places_T2[:, 1].max()), 0), 2 * row_bytes + 1024)
-        coded = _scratch("coded", longest)
-        scratch = coded, _scratch("planes", row_bytes).view(out_TN.dtype)
+        coded = _scratch.array("coded", longest, np.dtype("uint8"))
+        scratch = coded, _scratch.array("planes", out_TN.shape[1:], out_TN.dtype)
     elif not isinstance(codec, PlainCodec):
         return 0
     return kernels.read_rows(calls, np.array(fds, np.int64), places_T2, scratch, out_TN)
-
-
-def _scratch(name: str, n_bytes: int) -> Array:
-    """The calling thread's own memory of that name, kept from chunk to chunk."""
-    buffers: dict[str, Array] = vars(_mine)
-    if name not in buffers or len(buffers[name]) < n_bytes:
-        buffers[name] = np.empty(n_bytes, np.uint8)
-    return buffers[name][:n_bytes]
