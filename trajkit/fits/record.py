@@ -18,6 +18,7 @@ from trajkit.arrays import DTYPES
 from trajkit.disk import canonical_json
 from trajkit.errors import FormatError, Unsupported
 from trajkit.fits.fields import (
+    LARGEST_STEP,
     Check,
     any_of,
     ascending_steps,
@@ -199,7 +200,9 @@ def _check_stats(value: Any) -> Mapping[str, Any]:
     if missing := known.keys() - value.keys():
         raise ValueError(f"statistics with {sorted(missing)[0]}")
     for name, like in known.items():
-        if isinstance(like, np.ndarray):
+        if name in _STATS_RANGES:
+            number(*_STATS_RANGES[name])(value[name])
+        elif isinstance(like, np.ndarray):
             if len(sequence(_count, len(like))(value[name])) != len(like):
                 raise ValueError(f"{name} of {len(like)} counts")
         elif isinstance(like, int):
@@ -209,6 +212,7 @@ def _check_stats(value: Any) -> Mapping[str, Any]:
     return {name: value[name] for name in known}
 
 
+_STATS_RANGES = {"threshold": (0.0, 1.0), "steps_window": (0.0, 2.0 * LARGEST_STEP)}
 _count = whole(0, 2**63 - 1)
 _word = text(r"[ -~]{0,200}", "a line of 200 characters at most")
 _float_dtype = text(
