@@ -10,6 +10,7 @@ import traceback
 import click
 
 from trajkit import __version__
+from trajkit.cli.backtest import backtest_command
 from trajkit.cli.drop import drop_command
 from trajkit.cli.extrapolate import extrapolate_command
 from trajkit.cli.fit import fit_command
@@ -52,6 +53,7 @@ def cli(debug: bool) -> None:
 for _command in (
     ingest_command,
     fit_command,
+    backtest_command,
     extrapolate_command,
     probes_command,
     generate_command,

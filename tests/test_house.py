@@ -36,7 +36,7 @@ OWNERS = {
     "numba": ("kernels/cpu/*.py",),
     "llvmlite": ("kernels/cpu/*.py",),
     "torch": ("kernels/gpu/*.py", "trajkit/outputs/*.py"),
-    "polars": ("trajkit/fits/table.py",),
+    "polars": ("trajkit/fits/table.py", "trajkit/evidence/kept.py"),
     "matplotlib": ("trajkit/reports/figures.py",),
     "transformers": ("trajkit/forecast/loading.py", "trajkit/outputs/*.py"),
     "click": ("cli/*.py",),

@@ -12,6 +12,8 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "ingest": "trajkit.store.ingest",
     "fit": "trajkit.fits.fit",
+    "backtest": "trajkit.evidence.backtest",
+    "Backtest": "trajkit.evidence.kept",
     "extrapolate": "trajkit.forecast.extrapolate",
     "report": "trajkit.reports.report",
     "restore": "trajkit.store.restore",
@@ -26,11 +28,13 @@ _HOME = {
 }
 
 __all__ = [
+    "Backtest",
     "Fit",
     "LogitsExtrapolation",
     "Trajectory",
     "TrajkitError",
     "__version__",
+    "backtest",
     "extrapolate",
     "fit",
     "ingest",
@@ -44,6 +48,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from trajkit.errors import TrajkitError as TrajkitError
+    from trajkit.evidence.backtest import backtest as backtest
+    from trajkit.evidence.kept import Backtest as Backtest
     from trajkit.fits.fit import fit as fit
     from trajkit.fits.kept import Fit as Fit
     from trajkit.forecast.extrapolate import extrapolate as extrapolate

@@ -14,6 +14,7 @@ from trajkit.arrays import Array
 from trajkit.checkpoints.series import find_series
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.errors import NotFound, TrajkitError
+from trajkit.evidence.kept import check_backtest
 from trajkit.progress import Finished, Note, Progress, Started, silent
 from trajkit.store.check import (
     Damage,
@@ -80,6 +81,7 @@ def verify(
         damage = (Damage(str(error)),)
         return VerifyResult(False, damage, 0, 0, 0, (), (), 0, time.perf_counter() - started)
     bad = [*check_metadata(opened), *check_sources(opened), *_check_fits(opened)]
+    bad += [Damage(line) for line in check_backtest(opened)]
     budget = parse_bytes(memory)
     progress(Started("verify", opened.raw_bytes))
     frame_digests: list[Array] = []

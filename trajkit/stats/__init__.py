@@ -4,4 +4,5 @@ axis        the step axis and its moments
 nulls       what R² a driftless walk scores
 walks       what Durbin-Watson and drift t it scores
 histograms  quantiles and shares of counts in bins
+combinations  checkpoints as sums of others
 """

@@ -1,0 +1,191 @@
+"""The compiled sums of forecasts' errors; :mod:`trajkit.kernels.skill` says what is computed.
+
+A tile at a time: first the errors and moves of its elements into scratch, then a sum over the tile
+for each gate, in loops that become vector code. float64 throughout.
+
+Axis letters: N elements, S sums.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trajkit.kernels.cpu.bits import TILE, flat, wide_vectors
+from trajkit.kernels.cpu.compile import compiled_reordered, inlined
+from trajkit.kernels.flags import FLAG_INVALID
+from trajkit.kernels.skill import PLAIN, RSQ_LEVELS, SUMS, T_LEVELS, Horizon
+
+_N_RSQ, _N_T, _FIRST = len(RSQ_LEVELS), len(T_LEVELS), len(PLAIN)
+_ROWS = 13
+_E, _P, _L, _R, _T, _Q, _W, _K, _M, _IID, _WALK, _NEAR, _OFF = (r * TILE for r in range(_ROWS))
+
+
+@compiled_reordered
+def _dot(work: Any, a: int, b: int) -> Any:
+    """Σ a b over a tile."""
+    wide_vectors()
+    inlined()
+    total = 0.0
+    for i in range(TILE):
+        total += work[a + i] * work[b + i]
+    return total
+
+
+@compiled_reordered
+def _dot_above(work: Any, a: int, b: int, key: int, level: float) -> Any:
+    """Σ a b over the elements of a tile whose key is above a level."""
+    wide_vectors()
+    inlined()
+    total = 0.0
+    for i in range(TILE):
+        product = work[a + i] * work[b + i]
+        total += product if work[key + i] > level else 0.0
+    return total
+
+
+@compiled_reordered
+def _gather(
+    lo: int,
+    m: int,
+    real: Any,
+    last: Any,
+    first: Any,
+    slope: Any,
+    mean: Any,
+    rsq: Any,
+    t: Any,
+    margin: Any,
+    flags: Any,
+    work: Any,
+) -> Any:
+    """A tile's elements into scratch, what is invalid as zeros; how many are valid."""
+    wide_vectors()
+    inlined()
+    valid = 0.0
+    for i in range(m):
+        j = lo + i
+        y, y_o = np.float64(real[j]), np.float64(last[j])
+        ok = (flags[j] & np.uint8(FLAG_INVALID)) == np.uint8(0)
+        ok = ok & (abs(y) < np.inf) & (abs(y_o) < np.inf)
+        r, s = np.float64(rsq[j]), abs(np.float64(t[j]))
+        work[_R + i] = r if ok & (r == r) else -1.0
+        work[_T + i] = s if ok & (s == s) else 0.0
+        work[_E + i] = y - y_o if ok else 0.0
+        work[_P + i] = np.float64(slope[j]) if ok else 0.0
+        work[_Q + i] = y_o - np.float64(first[j]) if ok else 0.0
+        work[_M + i] = y - np.float64(mean[j]) if ok else 0.0
+        work[_OFF + i] = np.float64(margin[j])
+        valid += 1.0 if ok else 0.0
+    return valid
+
+
+@compiled_reordered
+def _forecast(work: Any, horizon: Horizon, spread: float, reach: float) -> None:
+    """Errors, moves and variances of a tile: slope and y_o - y_1 in the rows P and Q before."""
+    wide_vectors()
+    inlined()
+    ahead, lift = horizon.h / horizon.span, 1.0 / (1.0 - horizon.null)
+    for i in range(TILE):
+        slope, d, r, s = work[_P + i], work[_Q + i], work[_R + i], work[_T + i]
+        p, q = slope * horizon.h, d * ahead
+        by_t = 1.0 / max(s * s, 1.0)
+        work[_P + i], work[_Q + i] = p, q
+        work[_L + i] = work[_M + i] - slope * horizon.dx
+        work[_W + i] = q * (1.0 - by_t)
+        work[_K + i] = p * max(r - horizon.null, 0.0) * lift
+        work[_IID + i] = slope * slope * max(1.0 / max(r, 1e-300) - 1.0, 0.0) * spread
+        work[_WALK + i] = d * d / max(s * s, 1e-300) * reach
+
+
+@compiled_reordered
+def _count_covered(work: Any, z: float, sums: Any) -> None:
+    """How many elements of a tile have intervals, and lie in them."""
+    wide_vectors()
+    inlined()
+    counted, iid, walk = 0.0, 0.0, 0.0
+    for i in range(TILE):
+        has = (work[_R + i] > 0.0) & (work[_T + i] > 0.0) & (work[_T + i] < np.inf)
+        in_iid = abs(work[_L + i]) <= z * np.sqrt(work[_IID + i]) + work[_OFF + i]
+        off = abs(work[_E + i] - work[_Q + i])
+        in_walk = off <= z * np.sqrt(work[_WALK + i]) + work[_OFF + i]
+        counted += 1.0 if has else 0.0
+        iid += 1.0 if has & in_iid else 0.0
+        walk += 1.0 if has & in_walk else 0.0
+    sums[9] += counted
+    sums[10] += iid
+    sums[11] += walk
+
+
+@compiled_reordered
+def _tally(
+    n: int,
+    real: Any,
+    last: Any,
+    first: Any,
+    slope: Any,
+    mean: Any,
+    rsq: Any,
+    t: Any,
+    margin: Any,
+    flags: Any,
+    horizon: Horizon,
+    rsq_levels: Any,
+    t_levels: Any,
+    work: Any,
+    sums: Any,
+) -> None:
+    """Add the sums of N elements."""
+    ahead = horizon.h / horizon.span
+    spread = (
+        1.0 + 1.0 / horizon.checkpoints + horizon.dx * horizon.dx / horizon.s_xx
+    ) * horizon.s_xx
+    spread = spread / max(horizon.checkpoints - 2.0, 1.0)
+    reach = horizon.h * (1.0 + ahead) / horizon.span
+    for lo in range(0, n, TILE):
+        m = min(TILE, n - lo)
+        if m < TILE:
+            work[:] = 0.0
+        sums[0] += _gather(lo, m, real, last, first, slope, mean, rsq, t, margin, flags, work)
+        _forecast(work, horizon, spread, reach)
+        held = _dot(work, _E, _E)
+        sums[1] += held
+        sums[2] += _dot(work, _E, _Q)
+        sums[3] += _dot(work, _Q, _Q)
+        sums[4] += _dot(work, _E, _W)
+        sums[5] += _dot(work, _W, _W)
+        sums[6] += _dot(work, _E, _K)
+        sums[7] += _dot(work, _K, _K)
+        sums[8] += _dot(work, _M, _M)
+        _count_covered(work, horizon.z, sums)
+        at = _FIRST
+        for g in range(_N_RSQ):
+            level = rsq_levels[g]
+            sums[at + g] += _dot_above(work, _E, _P, _R, level)
+            sums[at + _N_RSQ + g] += _dot_above(work, _P, _P, _R, level)
+            sums[at + 2 * _N_RSQ + g] += _dot_above(work, _L, _L, _R, level)
+            sums[at + 3 * _N_RSQ + g] += held - _dot_above(work, _E, _E, _R, level)
+        at += 4 * _N_RSQ
+        for g in range(_N_T):
+            level = t_levels[g]
+            sums[at + g] += _dot_above(work, _E, _P, _T, level)
+            sums[at + _N_T + g] += _dot_above(work, _P, _P, _T, level)
+
+
+def tally_errors(
+    values: dict[str, NDArray[Any]], flags_N: NDArray[np.uint8], horizon: Horizon
+) -> NDArray[np.float64]:
+    """The sums of N elements, float64 [S]; arguments as the specification has them."""
+    sums = np.zeros(len(SUMS))
+    names = ("real", "last", "first", "slope", "mean", "rsq", "t", "margin")
+    _tally(
+        len(flags_N),
+        *(flat(values[name]) for name in names),
+        flat(flags_N),
+        Horizon(*map(float, horizon)),
+        np.array(RSQ_LEVELS, np.float32).astype(np.float64),
+        np.array(T_LEVELS, np.float32).astype(np.float64),
+        np.empty(_ROWS * TILE),
+        sums,
+    )
+    return sums
