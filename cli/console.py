@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import shlex
 import sys
-import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import click
 
-from trajkit.progress import Advanced, Event, Finished, Note, Progress, Started
-from trajkit.units import format_bytes, format_rate, format_seconds
+from trajkit.defaults import DEFAULT_FIT, DEFAULT_STORE
+from trajkit.errors import TrajkitWarning
+from trajkit.progress import Progress, show_progress, silent
 
 
 class Console:
@@ -33,26 +36,36 @@ class Console:
             click.echo(json.dumps(to_plain(result), indent=2))
 
     def next_command(self, *lines: str) -> None:
-        """What a person would run next."""
-        if not self.quiet and not self.as_json:
-            click.echo("\nnext:")
+        """What a person would run next: on stderr, and only where a person reads it."""
+        if not self.quiet and not self.as_json and sys.stderr.isatty():
+            click.echo("\nnext:", err=True)
             for line in lines:
-                click.echo(f"  {line}")
+                click.echo(f"  {line}", err=True)
 
     def warn(self, text: str) -> None:
         """A warning on stderr, even with -q."""
         click.echo(f"warning: {text}", err=True)
 
+    def progress(self) -> AbstractContextManager[Progress]:
+        """A subscriber for a verb's events: a bar on a terminal; with -v what each stage measured."""
+        return nullcontext(silent) if self.quiet else show_progress(summaries=self.verbose)
+
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A subscriber for a verb's events: a bar on a terminal, a line a stage otherwise."""
-        if self.quiet:
-            yield lambda event: None
-        elif sys.stderr.isatty():
-            with _bars() as subscriber:
-                yield subscriber
-        else:
-            yield _PlainLines()
+    def printing_warnings(self) -> Iterator[None]:
+        """Print what the library warns of as lines, each once."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", TrajkitWarning)
+            shown, said = warnings.showwarning, set()
+
+            def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+                if not issubclass(category, TrajkitWarning):
+                    shown(message, category, *rest, **more)
+                elif str(message) not in said:
+                    said.add(str(message))
+                    self.warn(str(message))
+
+            warnings.showwarning = show
+            yield
 
 
 def to_plain(result: Any) -> Any:
@@ -62,73 +75,27 @@ def to_plain(result: Any) -> Any:
     return result
 
 
-class _PlainLines:
-    """Progress for a log: one line when a stage ends, and one now and then in a long stage."""
+def spell(
+    command: str, *arguments: str | Path, store: Path | None = None, **options: str | None
+) -> str:
+    """A command as one would type it: options that are the default, or None, are left out.
 
-    def __init__(self, every_seconds: float = 30.0) -> None:
-        self.every_seconds = every_seconds
-        self.stage = Started("", 0)
-        self.done = 0
-        self.begun = self.spoke = time.monotonic()
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case Started():
-                self.stage, self.done = event, 0
-                self.begun = self.spoke = time.monotonic()
-            case Advanced(amount):
-                self.done += amount
-                now = time.monotonic()
-                if now - self.spoke > self.every_seconds:
-                    self.spoke = now
-                    click.echo(f"{self.stage.stage}: {self._state(now)}", err=True)
-            case Finished(summary):
-                click.echo(f"{self.stage.stage}: {summary}", err=True)
-            case Note(text):
-                click.echo(text, err=True)
-
-    def _state(self, now: float) -> str:
-        spent = now - self.begun
-        left = spent * (self.stage.total - self.done) / max(self.done, 1)
-        return (
-            f"{format_bytes(self.done)} of {format_bytes(self.stage.total)}, "
-            f"{format_rate(self.done, spent)}, {format_seconds(left)} left"
-        )
+    >>> spell("report", store=Path("my run.zarr"), fit="default", name=None)
+    "trajkit report --store 'my run.zarr'"
+    >>> spell("extrapolate", "--steps", "+500", "-o", "out", fit="early")
+    'trajkit extrapolate --steps +500 -o out --fit early'
+    """
+    words = ["trajkit", command, *map(str, arguments)]
+    if store is not None and store != Path(DEFAULT_STORE) and not _is_in_environment():
+        words += ["--store", str(store)]
+    for name, value in options.items():
+        if value is not None and (name, value) not in (("fit", DEFAULT_FIT), ("name", DEFAULT_FIT)):
+            words += [f"--{name.replace('_', '-')}", value]
+    return shlex.join(words)
 
 
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    from rich.console import Console as RichConsole
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import Progress as RichProgress
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
-        state: dict[str, Any] = {}
-
-        def subscriber(event: Event) -> None:
-            match event:
-                case Started(stage, total):
-                    state["task"] = bars.add_task(stage, total=total)
-                    state["stage"] = stage
-                case Advanced(amount):
-                    bars.advance(state["task"], amount)
-                case Finished(summary):
-                    bars.remove_task(state["task"])
-                    bars.console.print(f"{state['stage']}: {summary}", highlight=False)
-                case Note(text):
-                    bars.console.print(text, highlight=False)
-
-        yield subscriber
+def _is_in_environment() -> bool:
+    """Whether the store was named by TRAJKIT_STORE, which is still there for the next command."""
+    context = click.get_current_context(silent=True)
+    source = None if context is None else context.get_parameter_source("store")
+    return source is click.core.ParameterSource.ENVIRONMENT

@@ -1,21 +1,47 @@
 """``trajkit extrapolate``."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import (
+    Command,
     device_option,
     dry_run_option,
     example,
+    fit_option,
     force_option,
     memory_option,
+    seed_range,
     speaking,
     store_option,
 )
-from trajkit.units import format_bytes, format_rate, format_seconds
+from trajkit.defaults import DEFAULT_ESTIMATOR, DEFAULT_ROUNDING
+from trajkit.fits.estimators.table import ESTIMATORS, OWNERS, PARAMETERS
+from trajkit.units import count, format_bytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from trajkit.forecast.result import ExtrapolatePlan, ExtrapolateResult
+
+
+def parameter_options(command: Command) -> Command:
+    """An option for every parameter that an estimator takes."""
+    for name, parameter in reversed(PARAMETERS.items()):
+        option: Callable[[Command], Command] = click.option(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            metavar=parameter.metavar,
+            help=f"{', '.join(OWNERS[name])}: {parameter.help}.",
+        )
+        command = option(command)
+    return command
+
+
+def _describe_estimators() -> str:
+    return "; ".join(f"{name}: {e.formula}" for name, e in ESTIMATORS.items())
 
 
 @click.command(
@@ -31,8 +57,9 @@ from trajkit.units import format_bytes, format_rate, format_seconds
 )
 @click.option(
     "--steps",
+    multiple=True,
     metavar="X[,X...]",
-    help="Target training steps; +X counts from the last ingested step.",
+    help="Target training steps; +X counts from the last ingested step; repeatable.",
 )
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write."
@@ -40,29 +67,26 @@ from trajkit.units import format_bytes, format_rate, format_seconds
 @store_option
 @click.option(
     "--estimator",
-    type=click.Choice(["anchored", "line", "two-point", "damped", "expo"]),
-    default="anchored",
+    type=click.Choice(list(ESTIMATORS)),
+    default=DEFAULT_ESTIMATOR,
     show_default=True,
-    help="How a value is extended beyond the window.",
+    help=f"How a value is extended beyond the window: {_describe_estimators()}.",
 )
+@parameter_options
 @click.option(
     "--rsq-threshold",
     type=click.FloatRange(0, 1),
     metavar="R",
     help="Hold elements with R² not above this (default: the fit's own; two-point, expo: none).",
 )
-@click.option("--fit", default="default", show_default=True, help="Which fit to use.")
+@click.option(
+    "--gate",
+    metavar="SCORE:T",
+    help="Which elements may move: rsq:0.7, as --rsq-threshold 0.7; none: all that can.",
+)
+@fit_option("fit", "Which fit to use.")
 @click.option("--from-step", type=int, metavar="A", help="two-point, expo: the first point.")
 @click.option("--to-step", type=int, metavar="B", help="two-point, expo: the last point.")
-@click.option(
-    "--damping",
-    type=click.FloatRange(0, 1),
-    metavar="L",
-    help="damped: the horizon is multiplied by this (default 0.3).",
-)
-@click.option(
-    "--alpha", type=float, metavar="F", help="expo: last + F (last - first); takes no --steps."
-)
 @click.option(
     "--tensors",
     multiple=True,
@@ -73,11 +97,11 @@ from trajkit.units import format_bytes, format_rate, format_seconds
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "stochastic"]),
-    default="nearest",
+    default=DEFAULT_ROUNDING,
     show_default=True,
     help="How values enter the tensors' dtype.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of stochastic rounding.")
+@click.option("--seed", type=seed_range, default=0, metavar="N", help="Of stochastic rounding.")
 @click.option(
     "--like",
     type=click.Path(path_type=Path),
@@ -92,10 +116,9 @@ from trajkit.units import format_bytes, format_rate, format_seconds
 @speaking
 def extrapolate_command(
     console: Console,
-    steps: str | None,
+    steps: tuple[str, ...],
     out: Path,
     store: Path,
-    check: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -105,38 +128,48 @@ def extrapolate_command(
     anchored, line and damped follow the fitted lines; two-point and expo go through two
     checkpoints. Elements that the fit does not explain keep their last value.
     """
-    if steps is None and options["alpha"] is None:
-        raise click.UsageError("Missing option '--steps'.")
-    from trajkit.forecast.extrapolate import extrapolate, parse_steps, plan_extrapolate
-    from trajkit.trajectory import Trajectory
+    if not steps and not any(options[name] is not None for name in ("alpha",)):
+        asked = ESTIMATORS[options["estimator"]].asks_for
+        raise click.UsageError(f"Missing option '{asked}'.")
+    from trajkit.forecast.extrapolate import extrapolate, plan_extrapolate
+    from trajkit.forecast.request import parse_steps
+    from trajkit.store.store import Store
 
-    traj = Trajectory.open(store)
-    wanted = None if steps is None else parse_steps(steps, traj)
+    run = Store.open(store)
+    wanted = parse_steps(",".join(steps), run) if steps else None
     if dry_run:
-        plan = plan_extrapolate(traj, wanted, out, **options)
+        plan = plan_extrapolate(run, wanted, out, **options)
         console.data(plan)
-        for warning in plan.warnings:
-            console.warn(warning)
-        for target in plan.targets:
-            console.say(
-                f"would write {target.path}: step {target.step}, {target.horizon:+} from step "
-                f"{plan.last_step}"
-            )
-        console.say(
-            f"  {plan.files} safetensors files each, {format_bytes(plan.n_bytes)} in all; "
-            f"{format_bytes(plan.free_bytes)} free"
-        )
-        console.say(
-            f"  {plan.extrapolated:,} elements extrapolated, {plan.held:,} held by a rule, "
-            f"{plan.copied:,} copied"
-        )
-        console.say(f"  {plan.workers} workers, {format_bytes(plan.memory_bytes)} of memory")
+        _say_plan(console, plan)
         return
     with console.progress() as progress:
-        result = extrapolate(traj, wanted, out, check=check, progress=progress, **options)
+        result = extrapolate(run, wanted, out, progress=progress, **options)
     console.data(result)
-    for warning in result.warnings:
+    _say_result(console, result, options["check"])
+    console.next_command(*_uses(Path(result.targets[-1].path)))
+
+
+def _say_plan(console: Console, plan: "ExtrapolatePlan") -> None:
+    for warning in plan.warnings:
         console.warn(warning)
+    for target in plan.targets:
+        console.say(
+            f"would write {target.path}: step {target.step}, {target.horizon:+} from step "
+            f"{plan.last_step}"
+        )
+    console.say(
+        f"  {count(plan.files, 'safetensors file')} each, {format_bytes(plan.n_bytes)} in all; "
+        f"{format_bytes(plan.free_bytes)} free"
+    )
+    console.say(
+        f"  {plan.extrapolated:,} elements extrapolated, {plan.held:,} held by a rule, "
+        f"{plan.copied:,} copied"
+    )
+    workers = count(plan.workers, "worker")
+    console.say(f"  {workers}, {format_bytes(plan.memory_bytes)} of memory")
+
+
+def _say_result(console: Console, result: "ExtrapolateResult", checked: bool) -> None:
     for target in result.targets:
         console.say(
             f"{target.path}: step {target.step}, {target.horizon:+} from step {result.last_step}"
@@ -146,9 +179,24 @@ def extrapolate_command(
             f"({target.copied:,} of them copied), "
             f"{target.unchanged_after_rounding:,} unchanged after rounding"
         )
-    checked = "; transformers loads it" if check else ""
+    loads = "; transformers loads it" if checked else ""
     console.say(
         f"  {format_bytes(result.n_bytes)} in {format_seconds(result.seconds)}, "
-        f"{format_rate(result.n_bytes, result.seconds)}{checked}"
+        f"{format_rate(result.n_bytes, result.seconds)}{loads}"
     )
-    console.next_command("trajkit report")
+
+
+def _uses(out: Path) -> tuple[str, ...]:
+    """What one does with a checkpoint; an adapter needs its base model beside it."""
+    import shlex
+
+    place = shlex.quote(str(out))
+    if (out / "adapter_config.json").is_file():
+        return (
+            f"lm_eval --model hf --model_args pretrained=BASE,peft={place} --tasks gsm8k"
+            "    # evaluate it",
+        )
+    return (
+        f"lm_eval --model hf --model_args pretrained={place} --tasks gsm8k    # evaluate it",
+        f"vllm serve {place}    # serve it",
+    )

@@ -6,7 +6,7 @@ import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import example, speaking, store_option
-from trajkit.units import format_bytes
+from trajkit.units import count, format_bytes
 
 
 @click.command(
@@ -25,7 +25,8 @@ def info_command(console: Console, store: Path) -> None:
     console.data(info)
     ratio = info.raw_bytes / max(info.stored_bytes, 1)
     span = f"{info.steps[0]} to {info.steps[-1]}" if info.steps else "none"
-    console.say(f"{info.path}: codec {info.codec}, a key frame every {info.keyframes} checkpoints")
+    every = count(info.keyframes, "checkpoint")
+    console.say(f"{info.path}: codec {info.codec}, a key frame every {every}")
     console.say(f"  steps     {len(info.steps)} ({span})")
     console.say(f"  tensors   {len(info.tensors)}")
     for dtype, n in info.elements.items():
@@ -36,7 +37,7 @@ def info_command(console: Console, store: Path) -> None:
     )
     for name, steps in info.fits.items():
         console.say(
-            f"  fit       {name}: {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}, "
+            f"  fit       {name}: {count(len(steps), 'checkpoint')}, steps {steps[0]} to {steps[-1]}, "
             f"{format_bytes(info.fit_bytes[name])}"
         )
     for line in info.unreadable_fits:

@@ -6,6 +6,7 @@ Exit codes: 0; 1 for an error that trajkit reports; 2 for misuse; 130 for an int
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import click
 
@@ -21,7 +22,7 @@ from trajkit.cli.probes import probes_command
 from trajkit.cli.report import report_command
 from trajkit.cli.restore import restore_command
 from trajkit.cli.verify import verify_command
-from trajkit.errors import TrajkitError
+from trajkit.errors import TrajkitError, missing_library
 
 
 class _InOrder(click.Group):
@@ -68,25 +69,56 @@ for _command in (
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    debug = "--debug" in sys.argv[1:]
+    code = _run("--debug" in sys.argv[1:])
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        code = _stop_writing(error)
+    sys.exit(code)
+
+
+def _run(debug: bool) -> int:
+    """Run the command line; its exit code, errors said."""
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+        return code if isinstance(code, int) else 0
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return 130
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (TrajkitError, MemoryError) as error:
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
+    except (TrajkitError, MemoryError, ModuleNotFoundError) as error:
         if debug:
             traceback.print_exc()
-        line = " ".join(str(error).split()) or "out of memory"
-        click.echo(f"error: {line}", err=True)
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+        if isinstance(error, ModuleNotFoundError) and not isinstance(error, TrajkitError):
+            if (error.name or "trajkit").startswith("trajkit"):
+                raise
+            error = missing_library(error)
+        _complain(f"error: {' '.join(str(error).split()) or 'out of memory'}")
+        return 1
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        if traceback.extract_tb(error.__traceback__)[-1].name == "echo":
+            return _stop_writing(error)
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"error: {where}{error.strerror or error}")
+        return 1
+
+
+def _complain(line: str) -> None:
+    """A line on stderr, if anybody takes it."""
+    with suppress(OSError):
+        click.echo(line, err=True)
+
+
+def _stop_writing(error: OSError) -> int:
+    """Let what is buffered for stdout go nowhere; the exit code. ``| head`` needs no message."""
+    if not isinstance(error, BrokenPipeError):
+        _complain(f"error: cannot write to stdout: {error.strerror or error}")
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

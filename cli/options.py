@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trajkit.cli.console import Console
+from trajkit.defaults import DEFAULT_FIT, DEFAULT_MEMORY_BYTES, DEFAULT_STORE
 
 Command = Callable[..., Any]
 
@@ -15,20 +16,27 @@ store_option = click.option(
     "--store",
     type=click.Path(path_type=Path),
     envvar="TRAJKIT_STORE",
-    default=Path("trajkit.zarr"),
+    default=Path(DEFAULT_STORE),
     show_default=True,
     show_envvar=True,
     help="The trajectory store.",
 )
 memory_option = click.option(
     "--memory",
-    default="1GiB",
+    default=f"{DEFAULT_MEMORY_BYTES >> 30}GiB",
     show_default=True,
     metavar="SIZE",
     help="Memory to use, above the interpreter and its libraries.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace what is at the output path.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+seed_range = click.IntRange(0, 2**64 - 1)
+
+
+def fit_option(name: str, purpose: str) -> Callable[[Command], Command]:
+    """Which of the store's fits."""
+    return click.option("--fit", name, default=DEFAULT_FIT, show_default=True, help=purpose)
+
 
 model_dtype_option = click.option(
     "--dtype",
@@ -55,11 +63,13 @@ def speaking(command: Command) -> Command:
     """Add -q, -v and --json, and hand the command a :class:`Console` as its first argument."""
 
     @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and warnings.")
-    @click.option("-v", "--verbose", is_flag=True, help="Say more.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say what each stage measured, too.")
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
     @functools.wraps(command)
     def run(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> Any:
-        return command(Console(quiet, verbose, as_json), *args, **kwargs)
+        console = Console(quiet, verbose, as_json)
+        with console.printing_warnings():
+            return command(console, *args, **kwargs)
 
     return run
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from trajkit.cli.console import Console
-from trajkit.cli.options import example, force_option, speaking, store_option
+from trajkit.cli.options import example, fit_option, force_option, speaking, store_option
+from trajkit.defaults import DEFAULT_OUT
 
 
 def parse_formats(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -25,12 +26,12 @@ def parse_formats(ctx: click.Context, option: click.Parameter, text: str | None)
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    default=Path("report"),
+    default=Path(DEFAULT_OUT),
     show_default=True,
     help="Folder to write.",
 )
 @store_option
-@click.option("--fit", "fit_name", default="default", show_default=True, help="Which fit to show.")
+@fit_option("fit_name", "Which fit to show.")
 @click.option(
     "--format",
     "formats",
@@ -50,17 +51,9 @@ def report_command(
 ) -> None:
     """Write a self-contained page about a fit: index.html, summary.json and tensors.parquet."""
     from trajkit.reports.report import report
-    from trajkit.trajectory import Trajectory
 
     with console.progress() as progress:
-        result = report(
-            Trajectory.open(store),
-            out,
-            fit=fit_name,
-            force=force,
-            formats=formats,
-            progress=progress,
-        )
+        result = report(store, out, fit=fit_name, force=force, formats=formats, progress=progress)
     console.data(result)
     console.say(result.finding)
-    console.next_command(f"open {result.path}")
+    console.say(Path(result.path).absolute().as_uri())

@@ -30,12 +30,9 @@ def restore_command(
     Where the store was made with --dtype, the tensors are written in that dtype instead.
     """
     from trajkit.store.restore import restore
-    from trajkit.trajectory import Trajectory
 
     with console.progress() as progress:
-        result = restore(
-            Trajectory.open(store), step, out, force=force, memory=memory, progress=progress
-        )
+        result = restore(store, step, out, force=force, memory=memory, progress=progress)
     console.data(result)
     how = "in the original files, byte for byte"
     if result.converted:

@@ -23,7 +23,7 @@ def choose_backend(backend: Backend, array: Array, for_numpy: Backend = "cpu") -
 
 
 def open_backend(backend: Backend) -> Any:
-    """The module of a backend, imported now; RuntimeError where what it needs is missing."""
+    """The module of a backend, imported now; ModuleNotFoundError where what it needs is missing."""
     match backend:
         case "reference":
             from trajkit.kernels import reference
@@ -31,18 +31,22 @@ def open_backend(backend: Backend) -> Any:
             return reference
         case "cpu":
             if find_spec("numba") is None:
-                raise RuntimeError("backend 'cpu' needs numba: pip install numba")
+                raise _missing("backend 'cpu' needs numba: pip install numba", "numba")
             from trajkit.kernels.cpu import launch as cpu
 
             return cpu
         case "cuda":
             if find_spec("triton") is None:
-                raise RuntimeError("backend 'cuda' needs triton (Linux only): pip install triton")
+                raise _missing("backend 'cuda' needs triton: pip install triton", "triton")
             from trajkit.kernels.gpu import launch as gpu
 
             return gpu
         case _:
             raise ValueError(unknown_backend(backend))
+
+
+def _missing(line: str, library: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(line, name=library)
 
 
 def unknown_backend(backend: str) -> str:

@@ -17,8 +17,9 @@ import trajkit
 from trajkit.arrays import DTYPES
 from trajkit.cli.main import cli
 from trajkit.errors import AlreadyExists, InvalidInput, Mismatch, NotFound, OverBudget, Unsupported
-from trajkit.fits.estimators import ESTIMATORS
-from trajkit.forecast.extrapolate import parse_steps, plan_extrapolate
+from trajkit.fits.estimators.table import ESTIMATORS
+from trajkit.forecast.extrapolate import plan_extrapolate
+from trajkit.forecast.request import parse_steps
 from trajkit.forecast.rules import assign_rules, is_copied, parse_rule
 from trajkit.trajectory import Trajectory
 
@@ -594,7 +595,7 @@ def test_check_refuses_what_transformers_does_not_know(bf16: Trajectory, tmp_pat
 
 def test_estimators_are_those_of_the_command_line() -> None:
     (option,) = (o for o in cli.commands["extrapolate"].params if o.name == "estimator")
-    assert tuple(option.type.choices) == ESTIMATORS  # type: ignore[attr-defined]
+    assert list(option.type.choices) == list(ESTIMATORS)  # type: ignore[attr-defined]
 
 
 KILLS = """
@@ -710,9 +711,9 @@ import sys, trajkit
 from trajkit.forecast import chunks
 from trajkit.kernels.gpu.lane import GpuArithmetic
 
-import trajkit.forecast.extrapolate
-module = sys.modules["trajkit.forecast.extrapolate"]
-module.choose_device = lambda device: device
+from trajkit.forecast import evaluation
+
+evaluation.choose_device = lambda device: device
 chunks.open_arithmetic = lambda device, dtype: GpuArithmetic(dtype, "cpu")
 for estimator in ("anchored", "line", "two-point"):
     trajkit.extrapolate(

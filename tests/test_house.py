@@ -40,7 +40,7 @@ OWNERS = {
     "matplotlib": ("trajkit/reports/figures.py",),
     "transformers": ("trajkit/forecast/loading.py", "trajkit/outputs/*.py"),
     "click": ("cli/*.py",),
-    "rich": ("cli/console.py",),
+    "rich": ("trajkit/progress.py",),
 }
 """heavy libraries and the files that may import them"""
 

@@ -18,3 +18,7 @@ DEFAULT_OUT = "report"
 
 DEFAULT_DAMPING = 0.3
 """on a published GRPO trace, ten checkpoints ahead, it beat both 1 and holding the last value"""
+
+DEFAULT_ESTIMATOR = "anchored"
+
+DEFAULT_ROUNDING = "nearest"

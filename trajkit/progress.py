@@ -1,11 +1,19 @@
-"""What a long operation tells whoever listens: plain events, no printing.
+"""What a long operation tells whoever listens: plain events; and a way to show them.
 
-A verb takes ``progress``, a function of one event, and calls it from its own thread. The command
-line draws bars from the events; a notebook or a log can do what it likes.
+A verb takes ``progress``, a function of one event, and calls it from its own thread; ``True`` shows
+the events on stderr as the command line does: bars on a terminal, a line a stage otherwise. A
+notebook or a log can do what it likes with them.
 """
 
-from collections.abc import Callable
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from trajkit.units import format_bytes, format_rate, format_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +53,127 @@ Progress = Callable[[Event], None]
 def silent(event: Event) -> None:
     """The subscriber of those who want none."""
     del event
+
+
+def as_subscriber(progress: Progress | bool) -> Progress:
+    """The subscriber itself; none for False."""
+    return progress if callable(progress) else silent
+
+
+@contextmanager
+def listening(progress: Progress | bool) -> Iterator[Progress]:
+    """The subscriber; for True one that shows the events on stderr until the block is left."""
+    if progress is not True:
+        yield as_subscriber(progress)
+    else:
+        with show_progress(summaries=True) as subscriber:
+            yield subscriber
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def shows_progress(verb: Callable[P, R]) -> Callable[P, R]:
+    """Let a verb's ``progress=True`` show its events, and take them down however it ends."""
+
+    @functools.wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        progress: Any = kwargs.get("progress", False)
+        if progress is not True:
+            return verb(*args, **kwargs)
+        with listening(progress) as subscriber:
+            kwargs["progress"] = subscriber
+            return verb(*args, **kwargs)
+
+    return call
+
+
+class PlainLines:
+    """Progress for a log: one line when a stage ends, and one now and then in a long stage."""
+
+    def __init__(self, *, summaries: bool = True, every_seconds: float = 30.0) -> None:
+        self.summaries = summaries
+        self.every_seconds = every_seconds
+        self.stage = Started("", 0)
+        self.done = 0
+        self.begun = self.spoke = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.stage, self.done = event, 0
+                self.begun = self.spoke = time.monotonic()
+            case Advanced(amount):
+                self.done += amount
+                now = time.monotonic()
+                if now - self.spoke > self.every_seconds:
+                    self.spoke = now
+                    _say(f"{self.stage.stage}: {self._state(now)}")
+            case Finished(summary):
+                if self.summaries:
+                    _say(f"{self.stage.stage}: {summary}")
+            case Note(text):
+                _say(text)
+
+    def _state(self, now: float) -> str:
+        spent = now - self.begun
+        left = spent * (self.stage.total - self.done) / max(self.done, 1)
+        return (
+            f"{format_bytes(self.done)} of {format_bytes(self.stage.total)}, "
+            f"{format_rate(self.done, spent)}, {format_seconds(left)} left"
+        )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - it was asked for
+
+
+@contextmanager
+def show_progress(*, summaries: bool) -> Iterator[Progress]:
+    """Bars on a terminal, a line a stage otherwise; ``summaries``: what each stage measured."""
+    if sys.stderr.isatty():
+        with _bars(summaries) as subscriber:
+            yield subscriber
+    else:
+        yield PlainLines(summaries=summaries)
+
+
+@contextmanager
+def _bars(summaries: bool) -> Iterator[Progress]:
+    from rich.console import Console as RichConsole
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
+        state: dict[str, Any] = {}
+
+        def subscriber(event: Event) -> None:
+            match event:
+                case Started(stage, total):
+                    state["task"] = bars.add_task(stage, total=total)
+                    state["stage"] = stage
+                case Advanced(amount):
+                    bars.advance(state["task"], amount)
+                case Finished(summary):
+                    bars.remove_task(state["task"])
+                    if summaries:
+                        line = f"{state['stage']}: {summary}"
+                        bars.console.print(line, highlight=False, markup=False)
+                case Note(text):
+                    bars.console.print(text, highlight=False, markup=False)
+
+        yield subscriber

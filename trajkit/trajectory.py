@@ -1,17 +1,20 @@
 """A trajectory: a store as its users see it, tensors by name and step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trajkit.arrays import DTYPES, Array
 from trajkit.checkpoints.layout import TensorInfo
-from trajkit.defaults import DEFAULT_STORE
+from trajkit.defaults import DEFAULT_MEMORY_BYTES, DEFAULT_STORE
 from trajkit.errors import InvalidInput
+from trajkit.store.history import read_history
 from trajkit.store.store import Store
-from trajkit.store.tensors import element_bits, find_tensor, read_bits
+from trajkit.store.stream import stream_tensors
+from trajkit.store.tensors import Source, as_store, element_bits, find_tensor, read_bits
 
 if TYPE_CHECKING:
     import torch
@@ -24,16 +27,32 @@ __all__ = ["Trajectory", "open"]
 class Trajectory:
     """The committed checkpoints of one run, read from a store.
 
-    It is a snapshot: checkpoints committed after opening are seen by opening again.
+    It is a snapshot: checkpoints committed after opening are seen by :meth:`refresh`. Its length is
+    the number of checkpoints, and iterating over it gives their steps.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     @classmethod
-    def open(cls, path: str | Path = DEFAULT_STORE) -> Self:
+    def open(cls, path: Source = DEFAULT_STORE) -> Self:
         """The trajectory in the store at ``path``; raises :class:`NotFound` when there is none."""
-        return cls(Store.open(path))
+        return cls(as_store(path))
+
+    def refresh(self) -> Self:
+        """See what was committed since; returns the trajectory itself.
+
+        Raises:
+            NotFound: the store is gone. FormatError: it is damaged.
+        """
+        self.store = Store.open(self.path)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.steps.tolist())
 
     def __repr__(self) -> str:
         n = sum(v.size for v in self.store.vectors.values())
@@ -46,7 +65,7 @@ class Trajectory:
         return self.store.path
 
     @property
-    def steps(self) -> Array:
+    def steps(self) -> NDArray[np.int64]:
         """The committed training steps, int64 [T], ascending."""
         return self.store.steps
 
@@ -84,7 +103,46 @@ class Trajectory:
         bits = read_bits(self.store, info.dtype, info.offset, info.stop, t)
         return bits.view(DTYPES[info.dtype].scalar).reshape(info.shape)
 
-    def trajectory(self, name: str, index: tuple[int, ...] | int = ()) -> Array:
+    def checkpoint(
+        self, step: int, *, memory: str | int = DEFAULT_MEMORY_BYTES
+    ) -> Iterator[tuple[str, Array]]:
+        """Every tensor of a checkpoint as (name, array), one after another, bit for bit.
+
+        Chunks are decoded ahead by all cores, in the order of the tensors in the store, so that it
+        takes about as long as :func:`trajkit.restore`.
+
+        Args:
+            step: a committed training step.
+            memory: budget for what is decoded ahead, such as ``"512MiB"``; the tensor being given
+                comes on top.
+
+        Yields:
+            (name, array of the tensor's shape and dtype); the array is the caller's own.
+
+        Raises:
+            NotFound: no such step. FormatError: the store is damaged there. OverBudget: the budget
+                is too small for one chunk.
+        """
+        return stream_tensors(self.store, self.store.index_of(step), memory)
+
+    def history(self, name: str, *, memory: str | int = DEFAULT_MEMORY_BYTES) -> Array:
+        """One tensor over all committed steps.
+
+        Args:
+            name: the tensor.
+            memory: budget for the answer and what is decoded at once.
+
+        Returns:
+            An array [T, *shape] of the tensor's dtype.
+
+        Raises:
+            NotFound: no such tensor. OverBudget: T tensors do not fit the budget.
+        """
+        return read_history(self.store, self.tensor(name), memory)
+
+    def trajectory(
+        self, name: str, index: tuple[int, ...] | int = ()
+    ) -> NDArray[np.float32] | NDArray[np.float64]:
         """One element over all committed steps.
 
         Args:
@@ -104,7 +162,8 @@ class Trajectory:
         at = info.offset + (int(np.ravel_multi_index(wrapped, info.shape)) if index else 0)
         bits = element_bits(self.store, info.dtype, np.array([at]))[:, 0]
         wide = np.float64 if info.dtype == "float64" else np.float32
-        return bits.view(DTYPES[info.dtype].scalar).astype(wide)
+        values: NDArray[Any] = bits.view(DTYPES[info.dtype].scalar).astype(wide)
+        return values
 
     def state_dict(
         self, step: int, *, estimator: str | None = None, **options: Any
@@ -124,6 +183,6 @@ class Trajectory:
         return state_dict(self, step, estimator=estimator, **options)
 
 
-def open(path: str | Path = DEFAULT_STORE) -> Trajectory:  # noqa: A001 - as in zarr.open
+def open(path: Source = DEFAULT_STORE) -> Trajectory:  # noqa: A001 - as in zarr.open
     """The trajectory in the store at ``path``; raises :class:`NotFound` when there is none."""
     return Trajectory.open(path)

@@ -49,6 +49,15 @@ def format_bytes(n: float) -> str:
     return f"{n:.0f} B" if unit == "B" else f"{n:.3g} {unit}" if n < 1000 else f"{n:.0f} {unit}"
 
 
+def count(n: int, thing: str) -> str:
+    """So many of a thing.
+
+    >>> count(1, "checkpoint"), count(2000, "checkpoint")
+    ('1 checkpoint', '2,000 checkpoints')
+    """
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
+
+
 def format_rate(n_bytes: float, seconds: float) -> str:
     """Bytes over seconds.
 

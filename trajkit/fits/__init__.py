@@ -16,5 +16,5 @@ check       every byte against its checksum
 sums        sums that are kept, and going on from them
 table       one row a tensor
 paper       the filters and statistics of arXiv 2601.04537
-estimators  how a value is extended beyond the window: one line an estimator
+estimators  how a value is extended beyond the window: one file an estimator, gates
 """

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trajkit.arrays import Array
-from trajkit.errors import InvalidInput, Unsupported
+from trajkit.errors import InvalidInput, Unsupported, needing
 from trajkit.kernels import api as kernels
 from trajkit.kernels.state import Solution, Sums
 
@@ -84,12 +84,16 @@ def choose_device(device: str) -> str:
         raise InvalidInput(f"unknown device {device!r}: choose auto, cpu or cuda")
     if device == "cpu" or (device == "auto" and not os.path.exists("/dev/nvidiactl")):  # noqa: PTH110 - a device node, not a file
         return "cpu"
-    if find_spec("triton") is not None and find_spec("torch") is not None:
+    missing = [name for name in ("torch", "triton") if find_spec(name) is None]
+    if not missing:
         from trajkit.kernels.gpu import lane as gpu_lane
 
         if gpu_lane.is_available():
             return "cuda"
     if device == "cuda":
+        if missing:
+            with needing("--device cuda needs", "gpu"):
+                raise ModuleNotFoundError(name=missing[0])
         raise InvalidInput("--device cuda: no CUDA device that torch and triton can use; try cpu")
     return "cpu"
 

@@ -28,7 +28,7 @@ from trajkit.fits.vector import VectorFit
 from trajkit.fits.window import Window, check_unchanged, choose_window, window_digest
 from trajkit.kernels.state import SUMS_VERSION, new_stats
 from trajkit.parallel import Plan
-from trajkit.progress import Finished, Note, Progress, Started, silent
+from trajkit.progress import Finished, Note, Progress, Started, as_subscriber, shows_progress
 from trajkit.stats.nulls import null_above, null_median
 from trajkit.store.lock import StoreLock
 from trajkit.store.store import Store
@@ -36,6 +36,7 @@ from trajkit.store.tensors import Source, as_store
 from trajkit.units import format_bytes, format_rate, parse_bytes
 
 
+@shows_progress
 def fit(
     traj: Source,
     rsq_threshold: float = DEFAULT_THRESHOLD,
@@ -49,7 +50,7 @@ def fit(
     keep_sums: bool | None = None,
     paper: bool = False,
     memory: str | int = DEFAULT_MEMORY_BYTES,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Fit:
     """Fit a line over the training steps to every element, and keep the fit in the store.
 
@@ -70,7 +71,7 @@ def fit(
         paper: apply the filters of arXiv 2601.04537 in place of the two above, and keep its
             statistics in the record (:mod:`trajkit.fits.paper`).
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
-        progress: receives :mod:`trajkit.progress` events.
+        progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
         InvalidInput: fewer than two checkpoints in the window, or a threshold outside [0, 1].
@@ -92,7 +93,7 @@ def fit(
         memory=memory,
     )
     store, window, options = prepared.store, prepared.window, prepared.options
-    started = time.perf_counter()
+    started, progress = time.perf_counter(), as_subscriber(progress)
     rows: list[dict[str, Any]] = []
     total = weights = new_stats(rsq_threshold, window.axis.span)
     timings = StageTimings()
@@ -102,7 +103,8 @@ def fit(
         replaced = describe_replaced(store, name)
         if replaced is not None:
             progress(Note(f"replaces {replaced}"))
-        prior = find_prior(store, name, window, lambda text: progress(Note(text)))
+        tell = as_subscriber(progress)
+        prior = find_prior(store, name, window, lambda text: tell(Note(text)))
         frames_read = window.n_frames - (0 if prior is None else prior.n_frames)
         raw_bytes = frames_read * sum(v.n_bytes for v in prepared.floats)
         what = f"fit {window.n_frames} checkpoints on {options.device}"

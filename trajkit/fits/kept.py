@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import TensorInfo
@@ -63,7 +64,7 @@ class Fit:
         return f"<Fit {self.record.name!r}: {n} checkpoints, steps {first} to {last}>"
 
     @property
-    def steps(self) -> Array:
+    def steps(self) -> NDArray[np.int64]:
         """Training steps of the checkpoints fitted, int64 [T]."""
         return np.array(self.record.steps, np.int64)
 
@@ -82,21 +83,33 @@ class Fit:
         """The threshold the fit was made with."""
         return self.record.rsq_threshold
 
-    def slope(self, name: str) -> Array:
+    def slope(self, name: str) -> NDArray[np.float32]:
         """Change a training step, float32, the tensor's shape; static: 0, invalid: NaN."""
         return self._read(name, "slope")
 
-    def mean(self, name: str) -> Array:
+    def mean(self, name: str) -> NDArray[np.float32]:
         """The line's value at x̄, float32 in the tensor's shape; NaN where invalid."""
         return self._read(name, "mean")
 
-    def rsq(self, name: str) -> Array:
+    def rsq(self, name: str) -> NDArray[np.float32]:
         """R² of the line, float32 in the tensor's shape; NaN where static or invalid."""
         return self._read(name, "rsq")
 
-    def flags(self, name: str) -> Array:
+    def flags(self, name: str) -> NDArray[np.uint8]:
         """The bit mask of :mod:`trajkit.kernels.flags`, uint8 in the tensor's shape."""
         return self._read(name, "flags")
+
+    def predict(self, name: str, step: float) -> NDArray[np.float32]:
+        """The line's value at a training step, mean + slope (step - x̄), in the tensor's shape.
+
+        Each operation is rounded once to float32; NaN where invalid, the value where static.
+
+        Raises:
+            NotFound: no such tensor, or one to which no line is fitted.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            line = self.mean(name) + self.slope(name) * np.float32(step - self.x_mean)
+        return np.asarray(line, np.float32)
 
     @cached_property
     def stats(self) -> Stats:

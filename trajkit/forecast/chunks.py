@@ -1,17 +1,25 @@
-"""A few chunks of the emitter's work: read the fit, evaluate every target, write the bits."""
+"""A few chunks of the work: read the fit, evaluate every target, hand over the bits.
 
-from collections.abc import Mapping, Sequence
+A task is a value: :func:`evaluate_chunks` does it in whatever process it lands in, and gives the same
+bits. Threads of one process share an :class:`Evaluator`, which keeps files and scratch memory.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from threading import local
 from typing import Any, Self
 
 import numpy as np
 
 from trajkit.arrays import Array
-from trajkit.checkpoints.folder import FolderWriter
 from trajkit.checkpoints.layout import FlatVector
+from trajkit.errors import Mismatch
 from trajkit.fits.devices import Arithmetic, open_arithmetic
-from trajkit.fits.estimators import Counts, Estimator
-from trajkit.fits.kept import Fit
+from trajkit.fits.estimators.estimator import Counts, Values
+from trajkit.fits.kept import Fit, read_fit
+from trajkit.forecast.evaluation import Evaluation, Rule, fit_digest
+from trajkit.kernels.gate import Gate
 from trajkit.parallel import Plan, Scratch, count_workers, plan_batch
 from trajkit.store.chunks import ChunkReader
 from trajkit.store.store import Store
@@ -20,6 +28,19 @@ _GLANCE = 256
 """elements that mostly tell whether any of a chunk may move"""
 GROUP_CHUNKS = 4
 """chunks evaluated together: a worker gives Python's lock away at each call, and waits for it"""
+
+Emit = Callable[[int, int, Array], None]
+"""takes (target, first element, bits [N]); the bits are the worker's scratch, used again after"""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTask:
+    """Some chunks of one flat vector, to be evaluated at every target step."""
+
+    rule: Rule
+    dtype: str
+    chunks: range
+    steps: tuple[int, ...]
 
 
 def plan_chunks(vectors: Mapping[str, FlatVector], budget: int) -> tuple[Plan, int]:
@@ -34,35 +55,48 @@ def plan_chunks(vectors: Mapping[str, FlatVector], budget: int) -> tuple[Plan, i
     return plan_batch("extrapolate", workers, GROUP_CHUNKS, 1, lambda n: n * one, budget)
 
 
-class ChunkJob:
-    """What is evaluated, a few chunks at a time; safe to call from many threads at once.
+def make_tasks(
+    rule: Rule, vector: FlatVector, group: int, steps: tuple[int, ...]
+) -> list[ChunkTask]:
+    """A vector's chunks, so many together."""
+    spans = [range(k, min(k + group, vector.n_chunks)) for k in range(0, vector.n_chunks, group)]
+    return [ChunkTask(rule, vector.dtype.name, chunks, steps) for chunks in spans]
+
+
+def evaluate_chunks(task: ChunkTask) -> tuple[list[Array], list[Counts]]:
+    """Do a task, wherever it has come to: bits [N] and counts a target.
+
+    Raises:
+        Mismatch: the fit of that name is another one by now.
+    """
+    pieces: list[Array] = []
+    counts = _opened(task.rule).run(task, lambda i, start, bits: pieces.append(bits.copy()))
+    return pieces, counts
+
+
+@lru_cache(maxsize=1)
+def _opened(rule: Rule) -> "Evaluator":
+    """The evaluator of the process; its files are closed when another takes its place."""
+    store = Store.open(rule.store_path)
+    fit = None if rule.fit_name is None else read_fit(store, rule.fit_name)
+    if fit is not None and fit_digest(fit) != rule.fit_digest:
+        raise Mismatch(f"{fit.path}: the fit was replaced; extrapolate again")
+    return Evaluator(rule, store, fit)
+
+
+class Evaluator:
+    """Evaluates tasks of one rule; safe to call from many threads at once.
 
     Keeps the fit's files open; use it in a ``with`` block.
-
-    ``rules`` has a rule for every tensor; ``first`` and ``last`` are the frames of the estimator's
-    two points, ``device`` is ``cpu`` or ``cuda``, ``group`` is how many chunks go together.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        fit: Fit | None,
-        estimator: Estimator,
-        rules: Mapping[str, str],
-        first: int,
-        last: int,
-        device: str,
-        group: int,
-    ) -> None:
+    def __init__(self, rule: Rule, store: Store, fit: Fit | None) -> None:
+        self._fit_readers: dict[str, dict[str, ChunkReader]] = {}
+        self.rule = rule
         self.store = store
         self.fit = fit
-        self.estimator = estimator
-        self.rules = rules
-        self.first = first
-        self.last = last
-        self.device = device
-        self.group = group
-        self._fit_has_last = fit is not None and fit.record.steps[-1] == store.steps[last]
+        self._rules = dict(rule.tensors)
+        self._fit_has_last = fit is not None and fit.record.steps[-1] == store.steps[rule.last]
         self._of_thread = local()
         self._scratch = Scratch()
         arrays = {} if fit is None else fit.arrays
@@ -71,87 +105,86 @@ class ChunkJob:
             for dtype, of_dtype in arrays.items()
         }
 
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Self:
+        """The evaluator of what is open already."""
+        return cls(evaluation.rule, evaluation.store, evaluation.fit)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """Close the files that are open."""
         for readers in self._fit_readers.values():
             for reader in readers.values():
                 reader.close()
 
-    def groups(self, vector: FlatVector) -> list[range]:
-        """A vector's chunks, as many together as one call of :meth:`run` takes."""
-        starts = range(0, vector.n_chunks, self.group)
-        return [range(k, min(k + self.group, vector.n_chunks)) for k in starts]
+    __del__ = close
 
-    def run(
-        self,
-        vector: FlatVector,
-        chunks: range,
-        steps: Sequence[int],
-        writers: Sequence[FolderWriter],
-    ) -> tuple[list[Counts], int]:
-        """Evaluate some chunks at every target step and write them.
-
-        Returns:
-            Counts a target, and the bytes written.
-        """
-        dtype = vector.dtype.name
+    def run(self, task: ChunkTask, emit: Emit) -> list[Counts]:
+        """Evaluate some chunks at every target step, and hand the bits over; counts a target."""
+        vector = self.store.vectors[task.dtype]
+        chunks, rule = task.chunks, self.rule
         start, stop = vector.chunk_span(chunks[0])[0], vector.chunk_span(chunks[-1])[1]
         pieces = self._pieces(vector, start, stop)
-        moving = any(rule == "extrapolate" for _, _, rule in pieces)
+        moving = any(what == "extrapolate" for _, _, what in pieces)
         fit: dict[str, Array] = {}
         if moving and self.fit is not None:
-            fit, moving = self._read_fit(dtype, chunks, stop - start)
+            fit, moving = self._read_fit(vector, chunks, stop - start)
         if not moving:
-            pieces = [(a, b, "hold" if rule == "extrapolate" else rule) for a, b, rule in pieces]
+            pieces = [(a, b, "hold" if what == "extrapolate" else what) for a, b, what in pieces]
         first, last = self._read_points(vector, chunks, stop - start, fit, moving)
-        out = self._buffer("out", vector.chunk, vector.dtype.bits)[: stop - start]
+        out = self._buffer("out", vector.chunk, vector.dtype.bits, len(chunks))[: stop - start]
         counts = []
-        for step, writer in zip(steps, writers, strict=True):
+        for i, step in enumerate(task.steps):
             total = Counts()
-            for begin, end, rule in pieces:
+            for begin, end, what in pieces:
                 piece = slice(begin, end)
-                if rule != "extrapolate":
+                if what != "extrapolate":
                     out[piece] = last[piece]
-                    n = end - begin
-                    total += Counts(held=n, copied=n if rule == "copy" else 0)
+                    total += Counts(held=end - begin, copied=end - begin if what == "copy" else 0)
                     continue
-                total += self.estimator.evaluate(
-                    dtype,
-                    step,
-                    {name: array[piece] for name, array in fit.items()},
-                    first[piece],
-                    last[piece],
-                    start + begin,
-                    out[piece],
-                    self._arithmetic(dtype),
-                )
-            writer.write(dtype, start, out)
+                of_piece = {name: array[piece] for name, array in fit.items()}
+                values = Values(task.dtype, of_piece, first[piece], last[piece])
+                total += rule.estimator.evaluate(
+                    values, rule.points, step, gate=self._gate(of_piece),
+                    rounding=rule.rounding.at(start + begin), out=out[piece],
+                    arithmetic=self._arithmetic(task.dtype),
+                )  # fmt: skip
+            emit(i, start, out)
             counts.append(total)
-        return counts, last.nbytes * len(steps)
+        return counts
 
-    def _read_fit(self, dtype: str, chunks: range, n: int) -> tuple[dict[str, Array], bool]:
-        """The fit's arrays that the estimator reads, [N] each, and whether any element may move.
+    def _gate(self, fit: Mapping[str, Array]) -> Gate:
+        """The gate of some elements, with what was read of the fit."""
+        rule = self.rule
+        if rule.gate is None:
+            return Gate(None, fit.get("flags"), rule.held_flags)
+        score = None if rule.by_flag else fit[rule.gate.array]
+        return Gate(score, fit.get("flags"), rule.held_flags, rule.gate.threshold)
+
+    def _read_fit(self, vector: FlatVector, chunks: range, n: int) -> tuple[dict[str, Array], bool]:
+        """The fit's arrays that are read, [N] each, and whether any element may move.
 
         Where none may, only those are read that say so and what is held.
         """
         values: dict[str, Array] = {}
         moving = True
-        for name in self.estimator.reads:
+        for name in self.rule.reads:
             if not moving and name != "last":
                 continue
-            values[name] = self._read_array(dtype, name, chunks)[:n]
+            values[name] = self._read_array(vector.dtype.name, name, chunks)[:n]
             if name == "flags":
-                moving = _may_move(values[name], np.uint8(self.estimator.held_flags))
+                moving = _may_move(values[name], np.uint8(self.rule.held_flags))
         return values, moving
 
     def _read_array(self, dtype: str, name: str, chunks: range) -> Array:
         """One of the fit's arrays, in the thread's own scratch."""
         reader = self._fit_readers[dtype][name]
-        out = self._buffer(name, reader.array.chunk, reader.array.dtype)
-        out = out[: len(chunks) * reader.array.chunk]
+        out = self._buffer(name, reader.array.chunk, reader.array.dtype, len(chunks))
         assert self.fit is not None
         with self.fit.reading():
             reader.read_chunks(chunks, out)
@@ -161,12 +194,12 @@ class ChunkJob:
         """The calling thread's own, opened on its first chunk of the dtype."""
         opened: dict[str, Arithmetic] = vars(self._of_thread).setdefault("arithmetic", {})
         if dtype not in opened:
-            opened[dtype] = open_arithmetic(self.device, dtype)
+            opened[dtype] = open_arithmetic(self.rule.device, dtype)
         return opened[dtype]
 
-    def _buffer(self, name: str, chunk: int, dtype: np.dtype[Any]) -> Array:
-        """The calling thread's own scratch for a group of chunks, kept: new memory costs faults."""
-        return self._scratch.array(name, self.group * chunk, dtype)
+    def _buffer(self, name: str, chunk: int, dtype: np.dtype[Any], chunks: int) -> Array:
+        """The calling thread's own scratch for some chunks, kept: new memory costs faults."""
+        return self._scratch.array(name, chunks * chunk, dtype)
 
     def _read_points(
         self, vector: FlatVector, chunks: range, n: int, fit: dict[str, Array], moving: bool
@@ -178,15 +211,15 @@ class ChunkJob:
         if self._fit_has_last and dtype in self._fit_readers:
             last = self._read_array(dtype, "last", chunks)  # no frames to go through
         else:
-            last = self._read_frame(vector, "last", self.last, chunks)
-        if not (moving and self.estimator.is_pair):
+            last = self._read_frame(vector, "last", self.rule.last, chunks)
+        if not (moving and self.rule.estimator.is_pair):
             return last[:n], last[:n]
-        return self._read_frame(vector, "first", self.first, chunks)[:n], last[:n]
+        return self._read_frame(vector, "first", self.rule.first, chunks)[:n], last[:n]
 
     def _read_frame(self, vector: FlatVector, name: str, t: int, chunks: range) -> Array:
         """The bits of a checkpoint, in the thread's own scratch."""
-        out = self._buffer(name, vector.chunk, vector.dtype.bits)
-        scratch = self._buffer("scratch", vector.chunk, vector.dtype.bits)[: vector.chunk]
+        out = self._buffer(name, vector.chunk, vector.dtype.bits, len(chunks))
+        scratch = self._buffer("scratch", vector.chunk, vector.dtype.bits, 1)
         for i, k in enumerate(chunks):
             bits = out[i * vector.chunk : (i + 1) * vector.chunk]
             self.store.read_bits(vector.dtype.name, t, k, bits, scratch)
@@ -196,12 +229,12 @@ class ChunkJob:
         """Runs of elements under one rule: (from, to, rule), counted from the chunk's start."""
         pieces: list[tuple[int, int, str]] = []
         for span in vector.spans(start, stop):
-            rule = self.rules[span.tensor.name]
+            what = self._rules[span.tensor.name]
             end = span.at + span.stop - span.start
-            if pieces and pieces[-1][2] == rule:
-                pieces[-1] = (pieces[-1][0], end, rule)
+            if pieces and pieces[-1][2] == what:
+                pieces[-1] = (pieces[-1][0], end, what)
             else:
-                pieces.append((span.at, end, rule))
+                pieces.append((span.at, end, what))
         return pieces
 
 

@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trajkit.errors import InvalidInput, Mismatch, Unsupported
+from trajkit.errors import InvalidInput, Mismatch, Unsupported, needing
+from trajkit.forecast.adapters import CONFIG, check_adapter, check_modules
 
 _PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
@@ -16,21 +16,23 @@ def check_loads(folder: Path, called: Path | None = None) -> None:
     """Load a checkpoint folder with transformers on the meta device.
 
     Args:
-        folder: config.json and safetensors files.
+        folder: config.json and safetensors files; or an adapter, which is checked on its own, and
+            against its base model where that is a folder on this disk.
         called: the name to use in messages.
 
     Raises:
         InvalidInput: there is no config.json. Unsupported: transformers has no such model (code
-            from the folder is never run), or accelerate, which it needs for this, is missing.
+            from the folder is never run). MissingLibrary: what it needs for this is not installed.
         Mismatch: keys are missing, unexpected or of another shape, or it does not load at all.
     """
     name = called or folder
+    if (folder / CONFIG).is_file():
+        _check_adapter(folder, name)
+        return
     if not (folder / "config.json").is_file():
         raise InvalidInput(
             f"{name}: no config.json, so transformers cannot load it; take one with --like DIR"
         )
-    if find_spec("accelerate") is None:
-        raise Unsupported("--check loads on the meta device, which needs: pip install accelerate")
     with _silent_transformers() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -54,6 +56,27 @@ def check_loads(folder: Path, called: Path | None = None) -> None:
         raise Mismatch(f"{name}: transformers loads it with {'; '.join(problems)}")
 
 
+def _check_adapter(folder: Path, name: Path) -> None:
+    """Check an adapter, against its base model too where that is a folder on this disk."""
+    base = check_adapter(folder, name)
+    if base is None:
+        return
+    with _silent_transformers() as transformers:
+        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
+        architecture = (getattr(config, "architectures", None) or [None])[0]
+        with needing("--check needs", "models"):
+            import accelerate
+        with accelerate.init_empty_weights():
+            model = getattr(transformers, architecture or "", None)
+            model = (
+                transformers.AutoModelForCausalLM.from_config(config)
+                if model is None
+                else model(config)
+            )
+        shapes = {key: tuple(value.shape) for key, value in model.named_parameters()}
+    check_modules(folder, name, shapes)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -67,7 +90,9 @@ def _describe(what: str, found: Any) -> str:
 @contextmanager
 def _silent_transformers() -> Iterator[Any]:
     """The module, its bars and reports off for the time being: the outcome is what it returns."""
-    import transformers
+    with needing("--check needs", "models"):
+        import accelerate as accelerate  # which loading on the meta device needs
+        import transformers
 
     talk: Any = transformers.utils.logging
     level, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()

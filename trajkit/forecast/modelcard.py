@@ -9,7 +9,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def write_card(
-    provenance: Mapping[str, Any], config: Mapping[str, Any], warnings: Sequence[str]
+    provenance: Mapping[str, Any],
+    config: Mapping[str, Any],
+    warnings: Sequence[str],
+    adapter: Mapping[str, Any] | None = None,
 ) -> str:
     """The card's text.
 
@@ -17,6 +20,7 @@ def write_card(
         provenance: the content of ``trajkit.json``.
         config: the model's config.json; may be empty.
         warnings: about this target.
+        adapter: the adapter_config.json of a PEFT adapter; None or empty for a whole model.
     """
     target, steps = provenance["target"], provenance["fitted_steps"]
     elements = target["moved"] + target["held"] + target["unchanged_after_rounding"]
@@ -25,14 +29,14 @@ def write_card(
         ("beyond the last checkpoint used", f"{target['horizon']:+,} steps"),
         ("computed from", f"{len(steps)} checkpoints, steps {steps[0]:,} to {steps[-1]:,}"),
         ("estimator", f"`{provenance['estimator']}`{_describe(provenance['parameters'], target)}"),
-        ("gate", _describe_gate(provenance["rsq_threshold"])),
+        ("gate", provenance.get("gate") or _describe_gate(provenance["rsq_threshold"])),
         ("elements moved", _share(target["moved"], elements)),
         ("held at their last value", _share(target["held"], elements)),
         ("unchanged after rounding", _share(target["unchanged_after_rounding"], elements)),
     )
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     cautions = "".join(f"> {text[0].upper()}{text[1:]}.\n\n" for text in warnings)
-    front = "\n".join(_front_matter(config))
+    front = "\n".join(_front_matter(config, adapter or {}))
     return f"""---
 {front}
 ---
@@ -54,13 +58,13 @@ compare with the last trained checkpoint before you rely on them.
 """
 
 
-def _front_matter(config: Mapping[str, Any]) -> list[str]:
-    lines = ["library_name: transformers"]
-    if any(
-        "ForCausalLM" in str(a) or "LMHead" in str(a) for a in config.get("architectures") or ()
-    ):
+def _front_matter(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> list[str]:
+    lines = [f"library_name: {'peft' if adapter else 'transformers'}"]
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    if any("ForCausalLM" in str(a) or "LMHead" in str(a) for a in names):
         lines.append("pipeline_tag: text-generation")
-    base = config.get("_name_or_path")
+    base = adapter.get("base_model_name_or_path") if adapter else config.get("_name_or_path")
     if isinstance(base, str) and _HUB_ID.fullmatch(base) and not Path(base).exists():
         lines.append(f"base_model: {base}")  # a name on the Hub, not a path on the trainer's disk
     return [*lines, "tags:", "- trajkit", "- weight-extrapolation"]

@@ -48,18 +48,18 @@ class Template:
             raise FormatError(f"{path}: damaged: its digest does not match the source record")
         return content
 
-    def read_config(self) -> dict[str, Any]:
-        """The model's config.json; empty where there is none.
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A side file such as config.json; empty where there is none.
 
         Raises:
             InvalidInput: it is not a JSON object.
         """
-        if "config.json" not in self.side_files:
+        if name not in self.side_files:
             return {}
-        path = self.side_files["config.json"][0]
+        path = self.side_files[name][0]
         try:
-            config = json.loads(self.read_side_file("config.json"))
-        except ValueError as error:
+            config = json.loads(self.read_side_file(name))
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}: not a readable JSON file: {error}") from error
         if not isinstance(config, dict):
             raise InvalidInput(f"{path}: not a JSON object")

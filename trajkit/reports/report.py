@@ -15,7 +15,7 @@ from trajkit.checkpoints.folder import FolderWriter
 from trajkit.defaults import DEFAULT_FIT, DEFAULT_OUT
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.fits.table import pack_table
-from trajkit.progress import Advanced, Finished, Progress, Started, silent
+from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
 from trajkit.reports.figures import NARROW, WIDE, Drawing, check_formats, drawing_style
 from trajkit.reports.findings import Finding, find, number, percent
 from trajkit.reports.gallery import Gallery, choose_elements
@@ -63,6 +63,7 @@ class _Figure:
     alt: str
 
 
+@shows_progress
 def report(
     traj: Source,
     out: str | Path = DEFAULT_OUT,
@@ -70,7 +71,7 @@ def report(
     fit: str | Fit = DEFAULT_FIT,
     force: bool = False,
     formats: Sequence[str] = (),
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> ReportResult:
     """Write a page about a fit: ``index.html``, ``summary.json`` and ``tensors.parquet``.
 
@@ -83,7 +84,7 @@ def report(
         fit: a fit's name, or the fit.
         force: replace ``out``.
         formats: of ``png``, ``pdf``, ``svg``: write the figures alone too, into ``out/figures``.
-        progress: receives :mod:`trajkit.progress` events.
+        progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
         NotFound: no such fit. AlreadyExists: ``out`` is there already.
@@ -93,7 +94,7 @@ def report(
         Memory: a few chunks of the fit's arrays and the table of tensors.
 
     """
-    started = time.perf_counter()
+    started, progress = time.perf_counter(), as_subscriber(progress)
     formats = check_formats(formats)
     store = as_store(traj)
     source = read_fit(store, fit) if isinstance(fit, str) else fit

@@ -15,7 +15,7 @@ from trajkit.checkpoints.series import find_series
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.errors import NotFound, TrajkitError
 from trajkit.evidence.kept import check_backtest
-from trajkit.progress import Finished, Note, Progress, Started, silent
+from trajkit.progress import Finished, Note, Progress, Started, as_subscriber, shows_progress
 from trajkit.store.check import (
     Damage,
     check_frame_digests,
@@ -25,6 +25,7 @@ from trajkit.store.check import (
 )
 from trajkit.store.compare import Compared, compare
 from trajkit.store.store import Store
+from trajkit.store.tensors import Source, path_of
 from trajkit.units import format_bytes, format_rate, parse_bytes
 
 
@@ -49,32 +50,33 @@ class VerifyResult:
     seconds: float
 
 
+@shows_progress
 def verify(
-    store: str | Path,
+    store: Source,
     *,
     against: Sequence[str | Path] | str | Path | None = None,
     base: str | Path | None = None,
     memory: str | int = DEFAULT_MEMORY_BYTES,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> VerifyResult:
     """Check a store whole: metadata, chunks, digests, side files and fits.
 
     Args:
-        store: the store's folder.
+        store: the run: a store's path, a store, or a trajectory.
         against: checkpoints that the store must hold; each complete one is compared. Where the
             store was made with ``--dtype``, what their tensors convert to is compared, and the step
             is listed in ``converted``: restoring does not give that file back.
         base: as in ingest, for ``against``.
         memory: budget, above the interpreter and its libraries.
-        progress: receives :mod:`trajkit.progress` events.
+        progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
         NotFound: there is no store at all, or no checkpoint at ``against``. Damage is returned,
             not raised.
     """
-    started = time.perf_counter()
+    started, progress = time.perf_counter(), as_subscriber(progress)
     try:
-        opened = Store.open(store)
+        opened = Store.open(path_of(store))
     except NotFound:
         raise
     except TrajkitError as error:

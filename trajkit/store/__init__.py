@@ -8,6 +8,8 @@ native      chunks read by compiled code
 documents   JSON documents spelled one way
 commit      what one atomic replace makes true
 store       the store, opened for reading
+stream      a checkpoint's tensors, one after another
+history     one tensor over all checkpoints
 tensors     tensors and elements, bit for bit; what verbs take as a run
 lock        the one writer
 writer      appending checkpoints

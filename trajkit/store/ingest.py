@@ -14,9 +14,19 @@ from trajkit.checkpoints.trainers import Found
 from trajkit.defaults import DEFAULT_CODEC, DEFAULT_KEYFRAMES, DEFAULT_MEMORY_BYTES, DEFAULT_STORE
 from trajkit.errors import InvalidInput, Locked, NotFound, StorageError, TrajkitError
 from trajkit.parallel import Plan, count_workers, plan_workers
-from trajkit.progress import Advanced, Finished, Note, Progress, Started, silent
+from trajkit.progress import (
+    Advanced,
+    Finished,
+    Note,
+    Progress,
+    Started,
+    as_subscriber,
+    shows_progress,
+    silent,
+)
 from trajkit.store.codecs import codec_by_name
 from trajkit.store.store import Store
+from trajkit.store.tensors import Source, path_of
 from trajkit.store.writer import StoreWriter, bytes_a_worker, check_cast
 from trajkit.units import format_bytes, format_rate, parse_bytes
 
@@ -59,9 +69,10 @@ class IngestResult:
     """whether an interrupt ended it (with ``watch``)"""
 
 
+@shows_progress
 def ingest(
     paths: str | Path | Sequence[str | Path],
-    store: str | Path = DEFAULT_STORE,
+    store: Source = DEFAULT_STORE,
     *,
     base: str | Path | None = None,
     codec: str | None = None,
@@ -70,7 +81,7 @@ def ingest(
     memory: str | int = DEFAULT_MEMORY_BYTES,
     watch: bool = False,
     poll_seconds: float = 5.0,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> IngestResult:
     """Append the complete checkpoints found at ``paths`` to a store, which is made if missing.
 
@@ -79,7 +90,7 @@ def ingest(
 
     Args:
         paths: a folder of step folders, step folders, or files (see :mod:`trajkit.checkpoints.series`).
-        store: the store's folder.
+        store: the store's folder, or the store or trajectory that is open.
         base: the model before training, appended as step 0.
         codec: ``zstd`` (default), ``lz4``, ``pcodec`` or ``none``; fixed when the store is made.
         keyframes: K, a key frame every K checkpoints (default 64); fixed when the store is made.
@@ -90,7 +101,7 @@ def ingest(
             is complete and its files did not change between two looks; what is not there yet, not
             complete or locked is waited for.
         poll_seconds: how often to look, with ``watch``.
-        progress: receives :mod:`trajkit.progress` events.
+        progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
         NotFound: no checkpoint at ``paths``.
@@ -99,10 +110,10 @@ def ingest(
         OverBudget: the budget is too small. Locked: another writer holds the store.
         StorageError: the disk refuses: full, read-only, gone; committed steps are intact.
     """
-    started = time.perf_counter()
+    started, progress = time.perf_counter(), as_subscriber(progress)
     check_options(codec, keyframes, dtype)
     path_list, base_path = as_paths(paths), None if base is None else Path(base)
-    job = _Job(Path(store), codec, keyframes, dtype, parse_bytes(memory), progress)
+    job = _Job(path_of(store), codec, keyframes, dtype, parse_bytes(memory), progress)
     interrupted = False
     try:
         if watch:
@@ -119,7 +130,7 @@ def ingest(
 
 def plan_ingest(
     paths: str | Path | Sequence[str | Path],
-    store: str | Path = DEFAULT_STORE,
+    store: Source = DEFAULT_STORE,
     *,
     base: str | Path | None = None,
     dtype: str | None = None,
@@ -127,7 +138,7 @@ def plan_ingest(
 ) -> IngestPlan:
     """What :func:`ingest` would append, from the headers alone; raises what it would raise."""
     series = find_series(as_paths(paths), None if base is None else Path(base))
-    job = _Job(Path(store), None, None, dtype, parse_bytes(memory), silent)
+    job = _Job(path_of(store), None, None, dtype, parse_bytes(memory), silent)
     held = job.committed()
     new = job.missing(held, series.found)
     sizes, vectors = job.check(held, new)

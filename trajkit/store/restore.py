@@ -16,7 +16,7 @@ from trajkit.checkpoints.shards import plan_files
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.errors import FormatError
 from trajkit.parallel import count_workers, map_in_order, plan_workers
-from trajkit.progress import Advanced, Finished, Progress, Started, silent
+from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
 from trajkit.store.commit import chunk_digest
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
@@ -38,6 +38,7 @@ class RestoreResult:
     seconds: float
 
 
+@shows_progress
 def restore(
     traj: Source,
     step: int,
@@ -45,7 +46,7 @@ def restore(
     *,
     force: bool = False,
     memory: str | int = DEFAULT_MEMORY_BYTES,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> RestoreResult:
     """Write the checkpoint of a step to a folder, with its own files' names and bytes.
 
@@ -57,7 +58,7 @@ def restore(
         NotFound: the step is not in the store. AlreadyExists: ``out`` is there already.
         FormatError: the store is damaged there; nothing is left at ``out``.
     """
-    started = time.perf_counter()
+    started, progress = time.perf_counter(), as_subscriber(progress)
     store = as_store(traj)
     t = store.index_of(step)
     out = Path(out)

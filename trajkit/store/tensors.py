@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +34,11 @@ def as_store(source: Source) -> Store:
     if isinstance(source, Store):
         return source
     return Store.open(source) if isinstance(source, str | PathLike) else source.store
+
+
+def path_of(source: Source) -> Path:
+    """The folder of the store that ``source`` names; there need be nothing yet."""
+    return Path(source) if isinstance(source, str | PathLike) else as_store(source).path
 
 
 def find_tensor(store: Store, name: str) -> TensorInfo:

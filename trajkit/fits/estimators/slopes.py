@@ -1,0 +1,55 @@
+"""Estimators that follow the fitted line: a base, and the slope times a coefficient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from trajkit.fits.estimators.estimator import Counts, Parameter, Points, Values
+
+if TYPE_CHECKING:
+    from trajkit.arrays import Array
+    from trajkit.fits.devices import Arithmetic
+    from trajkit.kernels.gate import Gate
+    from trajkit.kernels.rounding import Rounding
+
+
+class FromSlope:
+    """What ``anchored``, ``line`` and ``damped`` have in common."""
+
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+    is_pair: ClassVar[bool] = False
+    asks_for: ClassVar[str] = "--steps"
+    reads: ClassVar[tuple[str, ...]] = ("last", "slope")
+    base: ClassVar[Literal["last", "mean"]] = "last"
+
+    def coefficient(self, points: Points, step: int) -> float:
+        """Training steps that the slope is multiplied by."""
+        raise NotImplementedError
+
+    def target_step(self, points: Points) -> int | None:
+        """None: a target has to be said."""
+        del points
+        return None
+
+    def evaluate(
+        self,
+        values: Values,
+        points: Points,
+        step: int,
+        *,
+        gate: Gate,
+        rounding: Rounding,
+        out: Array,
+        arithmetic: Arithmetic,
+    ) -> Counts:
+        """Write base + coefficient · slope."""
+        slope, dx = values.fit["slope"], self.coefficient(points, step)
+        mean = values.fit.get("mean", slope)  # not read where the base is the last checkpoint
+        moved, held, unchanged = arithmetic.extrapolate_line(
+            self.base, values.last, slope, mean, values.dtype,
+            dx=dx, gate=gate, rounding=rounding, out_bits=out,
+        )  # fmt: skip
+        if dx == 0 and self.base == "last":
+            out[...] = values.last  # all its bits: -0.0 + 0.0 would be 0.0
+            return Counts(0, held, moved + unchanged)
+        return Counts(moved, held, unchanged)
