@@ -16,7 +16,15 @@ from store_series import contents, write_checkpoint
 import trajkit
 from trajkit.arrays import DTYPES
 from trajkit.cli.main import cli
-from trajkit.errors import AlreadyExists, InvalidInput, Mismatch, NotFound, OverBudget, Unsupported
+from trajkit.errors import (
+    AlreadyExists,
+    InvalidInput,
+    Mismatch,
+    NotFound,
+    OverBudget,
+    TrajkitError,
+    Unsupported,
+)
 from trajkit.fits.estimators.table import ESTIMATORS
 from trajkit.forecast.extrapolate import plan_extrapolate
 from trajkit.forecast.request import parse_steps
@@ -738,7 +746,7 @@ def test_the_device_that_is_asked_for_writes_the_same_bytes(
 
 def test_a_device_that_is_not_there_is_refused(traj: Trajectory, tmp_path: Path) -> None:
     if not Path("/dev/nvidiactl").exists():
-        with pytest.raises(InvalidInput, match="no CUDA device"):
+        with pytest.raises(TrajkitError, match=r"no CUDA device|trajkit\[gpu\]"):
             trajkit.extrapolate(traj, 90, tmp_path / "out", device="cuda")
     with pytest.raises(InvalidInput, match="unknown device"):
         trajkit.extrapolate(traj, 90, tmp_path / "out", device="tpu")

@@ -16,7 +16,7 @@ MEASURE = """
 import json, sys, warnings
 what, big, small, out, memory = sys.argv[1:]
 import trajkit
-warnings.simplefilter("ignore", trajkit.errors.TrajkitWarning)
+warnings.simplefilter("ignore", trajkit.TrajkitWarning)
 
 def do(store, out):
     traj = trajkit.open(store)

@@ -25,6 +25,7 @@ _HOME = {
     "load_weights": "trajkit.outputs.models",
     "Fit": "trajkit.fits.kept",
     "TrajkitError": "trajkit.errors",
+    "TrajkitWarning": "trajkit.errors",
 }
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "LogitsExtrapolation",
     "Trajectory",
     "TrajkitError",
+    "TrajkitWarning",
     "__version__",
     "backtest",
     "extrapolate",
@@ -48,6 +50,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from trajkit.errors import TrajkitError as TrajkitError
+    from trajkit.errors import TrajkitWarning as TrajkitWarning
     from trajkit.evidence.backtest import backtest as backtest
     from trajkit.evidence.kept import Backtest as Backtest
     from trajkit.fits.fit import fit as fit
