@@ -113,8 +113,8 @@ class Trajectory:
 
         Args:
             step: a committed training step.
-            memory: budget for what is decoded ahead, such as ``"512MiB"``; the tensor being given
-                comes on top.
+            memory: budget for what is decoded ahead, such as ``"512MiB"``; the tensor in the making
+                and those that the caller holds come on top.
 
         Yields:
             (name, array of the tensor's shape and dtype); the array is the caller's own.
