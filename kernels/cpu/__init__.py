@@ -11,4 +11,5 @@ extrapolate  new checkpoints, rounded once
 coding       frame coding
 shuffle      bit planes to codes
 read         chunks from files
+skill       errors of forecasts against the run's own later checkpoints
 """
