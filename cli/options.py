@@ -28,7 +28,9 @@ memory_option = click.option(
     metavar="SIZE",
     help="Memory to use, above the interpreter and its libraries.",
 )
-force_option = click.option("--force", is_flag=True, help="Replace what is at the output path.")
+force_option = click.option(
+    "--force", is_flag=True, help="Replace what trajkit wrote at the output path; nothing else is."
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 seed_range = click.IntRange(0, 2**64 - 1)
 

@@ -54,13 +54,18 @@ def main() -> None:
 
 
 def make_folder(out: Path) -> None:
-    """Make an empty folder to work in; replace one only if an earlier demo made it."""
-    if (out / MARKER).is_file():
-        shutil.rmtree(out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        sys.exit(f"{out}: not made by this demo, so it is left alone; choose another --out")
+    """Make a folder to work in, or clear what an earlier demo left there, and nothing else."""
+    names = {MARKER, "trajkit.zarr", "report", *(f"out-{estimator}" for estimator in ESTIMATORS)}
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        sys.exit(f"{out}: not a folder, so it is left alone; choose another --out")
+    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    strangers = sorted(there - names if MARKER in there else there)
+    if strangers:
+        sys.exit(f"{out}: holds {strangers[0]}, not made by this demo; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()
+    for name in there - {MARKER}:
+        shutil.rmtree(out / name)
 
 
 def list_steps(folder: Path) -> list[int]:

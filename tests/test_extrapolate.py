@@ -672,7 +672,7 @@ for instant in instants:
     else:
         assert not force, "neither the old nor the new folder is there"
         seen["none"] += 1
-    part = out.with_name(f".{out.name}.part")
+    part = out.with_name(f".{out.name}.trajkit-part")
     if part.exists():  # beside it: unfinished, or whole, or what is left of the old one
         try:
             open_checkpoint(part)

@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from store_series import any_bits, drift, pack, same_bits, small_series, write_checkpoint
+from store_series import any_bits, contents, drift, pack, same_bits, small_series, write_checkpoint
 
 import trajkit
 from trajkit.arrays import DTYPES
@@ -33,7 +33,9 @@ from trajkit.reports.verify import verify
 from trajkit.store.codecs import CODECS
 from trajkit.store.ingest import plan_ingest
 from trajkit.store.lock import StoreLock
+from trajkit.store.place import MARKER
 from trajkit.store.store import Store
+from trajkit.store.writer import StoreWriter
 
 
 class Notes:
@@ -340,6 +342,95 @@ def test_a_place_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
         trajkit.ingest(folders, folders[0] / "model.safetensors" / "s.zarr")
     (tmp_path / "empty").mkdir()
     assert trajkit.ingest(folders, tmp_path / "empty").steps == 1
+
+
+@pytest.mark.parametrize("name", ["frames", "assets", "fits", "steps", "tensors", ".lock"])
+def test_folders_with_our_names_are_somebodys(tmp_path: Path, name: str) -> None:
+    """A folder without a marker and without a root is not ours, whatever its folders are called."""
+    folders = small_series(tmp_path / "ckpts", 1)
+    place = tmp_path / "animation"
+    if name == ".lock":
+        place.mkdir()
+        (place / ".lock").write_text("mine")
+    else:
+        (place / name).mkdir(parents=True)
+        (place / name / "frame-1.png").write_text("mine")
+    before = contents(place)
+    for verb in (trajkit.ingest, plan_ingest):
+        with pytest.raises(AlreadyExists, match=f"not a trajkit store .it holds '{name}'.*--store"):
+            verb(folders, place)
+    assert contents(place) == before
+
+
+def test_a_store_that_lost_its_root_keeps_its_frames(tmp_path: Path) -> None:
+    small_series(tmp_path / "ckpts", 3)
+    store = tmp_path / "s.zarr"
+    trajkit.ingest(tmp_path / "ckpts", store)
+    root = (store / "zarr.json").read_bytes()
+    (store / "zarr.json").unlink()
+    before = contents(store)
+    for verb in (trajkit.ingest, plan_ingest):
+        with pytest.raises(
+            FormatError, match=r"without its zarr.json.* put zarr.json back"
+        ) as caught:
+            verb(tmp_path / "ckpts", store)
+        assert "of them lie there" in str(caught.value)
+    assert contents(store) == before
+    (store / "zarr.json").write_bytes(root)
+    assert trajkit.ingest(tmp_path / "ckpts", store).skipped == 3
+
+
+def test_what_a_killed_first_ingest_left_is_known_by_its_marker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = small_series(tmp_path / "ckpts", 2)
+    store = tmp_path / "s.zarr"
+    with monkeypatch.context() as patch:  # as a kill would leave it: nothing is cleared up
+        patch.setattr(StoreWriter, "_commit", raise_interrupt)
+        patch.setattr(StoreWriter, "__exit__", lambda self, *exc: self._lock.__exit__())
+        with pytest.raises(KeyboardInterrupt):
+            trajkit.ingest(folders, store)
+    assert (store / MARKER).exists()
+    assert (store / "frames" / "bfloat16" / "c" / "0").exists()
+    (store / "mine").write_text("kept")
+    with pytest.raises(AlreadyExists, match="it holds 'mine'"):
+        trajkit.ingest(folders, store)
+    assert (store / "mine").exists()
+    (store / "mine").unlink()
+    assert trajkit.ingest(folders, store).steps == 2
+    assert not (store / MARKER).exists()
+    assert verify(store, against=tmp_path / "ckpts").exact == 2
+
+
+def raise_interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_ingest_that_fails_leaves_what_somebody_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = small_series(tmp_path / "ckpts", 1)
+    store = tmp_path / "s.zarr"
+
+    def fail(*args: object) -> None:
+        (store / "notes.txt").write_text("mine")
+        raise TrajkitError("stop")
+
+    monkeypatch.setattr(StoreWriter, "_commit", fail)
+    with pytest.raises(TrajkitError, match="stop"):
+        trajkit.ingest(folders, store)
+    assert contents(store) == {"notes.txt": b"mine"}
+
+
+def test_the_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
+    folders = small_series(tmp_path / "ckpts", 2)
+    store = tmp_path / "s.zarr"
+    trajkit.ingest(folders[:1], store)
+    (tmp_path / "precious").write_text("mine")
+    (store / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(TrajkitError, match=r"\.lock: .*link"):
+        trajkit.ingest(folders, store)
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_the_plan_writes_nothing(tmp_path: Path) -> None:

@@ -231,8 +231,9 @@ def test_report_refuses_what_it_cannot_do(adder_store: Path, tmp_path: Path) -> 
         report(traj, tmp_path / "r", fit="nope")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "mine.txt").write_text("keep")
-    with pytest.raises(AlreadyExists, match="--force"):
-        report(traj, tmp_path / "r")
+    for force in (False, True):
+        with pytest.raises(AlreadyExists, match=r"holds mine.txt, which trajkit did not write"):
+            report(traj, tmp_path / "r", force=force)
     assert (tmp_path / "r" / "mine.txt").read_text() == "keep"
 
 

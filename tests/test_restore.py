@@ -85,11 +85,10 @@ def test_an_output_that_exists_is_replaced_by_force_only(tmp_path: Path) -> None
     trajkit.ingest(tmp_path / "ckpts", tmp_path / "s.zarr")
     traj = trajkit.open(tmp_path / "s.zarr")
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine").touch()
+    trajkit.restore(traj, 20, out)
     with pytest.raises(AlreadyExists, match="replace it with --force"):
         trajkit.restore(traj, 10, out)
-    assert contents(out) == {"mine": b""}
+    assert contents(out) == contents(tmp_path / "ckpts" / "checkpoint-20")
     trajkit.restore(traj, 10, out, force=True)
     assert contents(out) == contents(tmp_path / "ckpts" / "checkpoint-10")
     with pytest.raises(NotFound, match="step 15 is not in the store; it holds 2 steps from 10 to"):

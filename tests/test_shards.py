@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_series import any_bits, contents, pack
 
-from trajkit.checkpoints import folder
 from trajkit.checkpoints.checkpoint import open_checkpoint
-from trajkit.checkpoints.folder import FolderWriter, check_target
+from trajkit.checkpoints.folder import FolderWriter
 from trajkit.checkpoints.header import HalfWritten
 from trajkit.checkpoints.layout import lay_out
 from trajkit.checkpoints.record import SourceRecord
 from trajkit.checkpoints.shards import plan_files
+from trajkit.checkpoints.target import Place
 from trajkit.disk import exchange
-from trajkit.errors import AlreadyExists, FormatError, Locked, Mismatch
+from trajkit.errors import FormatError, Locked, Mismatch
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 TABLE = [
@@ -58,7 +58,7 @@ def write(
     """Write the files by way of a writer, in pieces of awkward sizes."""
     tied = options.pop("tied", None)
     vectors = lay_out(TABLE)
-    with FolderWriter(out, vectors, **options) as writer:  # type: ignore[arg-type]
+    with FolderWriter(Place(out), vectors) as writer:
         writer.add_files(plan_files(record_of(files, tied), vectors))  # type: ignore[arg-type]
         for dtype, vector in vectors.items():
             bits = flat(values, dtype)
@@ -101,11 +101,11 @@ def test_a_layout_with_a_tensor_that_the_store_lacks_is_refused() -> None:
 def test_unfinished_folder_does_not_look_complete(tmp_path: Path) -> None:
     values, vectors = tensors(), lay_out(TABLE)
     record = record_of({"model.safetensors": pack(values)})
-    with FolderWriter(tmp_path / "out", vectors) as writer:
+    with FolderWriter(Place(tmp_path / "out"), vectors) as writer:
         writer.add_files(plan_files(record, vectors))
         for dtype in vectors:
             writer.write(dtype, 0, flat(values, dtype))
-        assert writer.part.name == ".out.part"
+        assert writer.part.name == ".out.trajkit-part"
         with pytest.raises(HalfWritten):
             open_checkpoint(writer.part)
         writer.finish()
@@ -116,7 +116,7 @@ def test_unfinished_folder_does_not_look_complete(tmp_path: Path) -> None:
 def test_what_is_read_back_is_compared(tmp_path: Path) -> None:
     values, vectors = tensors(), lay_out(TABLE)
     content = pack(values)
-    with FolderWriter(tmp_path / "out", vectors) as writer:
+    with FolderWriter(Place(tmp_path / "out"), vectors) as writer:
         writer.add_files(plan_files(record_of({"model.safetensors": content}), vectors))
         writer.finish()
         other = pack({**values, "embed": values["embed"].reshape(3, 7)})
@@ -130,46 +130,17 @@ def test_what_is_read_back_is_compared(tmp_path: Path) -> None:
 
 def test_errors_leave_nothing_and_what_a_kill_left_is_cleared(tmp_path: Path) -> None:
     out = tmp_path / "new" / "deep" / "out"
-    with pytest.raises(RuntimeError), FolderWriter(out, {}) as writer:  # noqa: PT012
+    with pytest.raises(RuntimeError), FolderWriter(Place(out), {}) as writer:  # noqa: PT012
         writer.write_side_file("sub/config.json", b"{}")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    left = tmp_path / ".out.part"
+    left = tmp_path / ".out.trajkit-part"
     (left / "sub").mkdir(parents=True)
     (left / "stale.safetensors").write_bytes(b"stale")
-    with FolderWriter(tmp_path / "out", {}) as writer:
+    with FolderWriter(Place(tmp_path / "out"), {}) as writer:
         writer.write_side_file("a", b"1")
         writer.commit()
     assert contents(tmp_path) == {"out/a": b"1"}
-
-
-@pytest.mark.parametrize("can_exchange", [True, False])
-@pytest.mark.parametrize("kind", ["folder", "file", "link", "empty"])
-def test_force_replaces_whatever_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, can_exchange: bool
-) -> None:
-    if not can_exchange:
-        monkeypatch.setattr(folder, "exchange", lambda a, b: False)
-    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "kept").write_text("kept")
-    match kind:
-        case "folder" | "empty":
-            out.mkdir()
-            if kind == "folder":
-                (out / "old").write_text("old")
-        case "file":
-            out.write_text("old")
-        case "link":
-            out.symlink_to(elsewhere)
-    if kind != "empty":
-        with pytest.raises(AlreadyExists, match="--force"):
-            check_target(out, force=False)
-    with FolderWriter(out, {}, force=True) as writer:
-        writer.write_side_file("new", b"new")
-        writer.commit()
-    assert contents(tmp_path) == {"elsewhere/kept": b"kept", "out/new": b"new"}
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_exchange_is_atomic_here(tmp_path: Path) -> None:
@@ -183,21 +154,9 @@ def test_exchange_is_atomic_here(tmp_path: Path) -> None:
         exchange(tmp_path / "a", tmp_path / "none")
 
 
-def test_the_current_folder_is_never_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "precious").write_text("x")
-    monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "here" / "file").write_text("x")
-    for out in (Path(), Path(".."), tmp_path):
-        with pytest.raises(AlreadyExists, match="current folder"):
-            check_target(out, force=True)
-
-
 def test_two_writers_of_one_place(tmp_path: Path) -> None:
-    with FolderWriter(tmp_path / "out", {}) as writer:
-        with pytest.raises(Locked), FolderWriter(tmp_path / "out", {}):
+    with FolderWriter(Place(tmp_path / "out"), {}) as writer:
+        with pytest.raises(Locked), FolderWriter(Place(tmp_path / "out"), {}):
             pass
         assert writer.part.is_dir()
         writer.write_side_file("a", b"1")

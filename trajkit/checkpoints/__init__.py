@@ -11,5 +11,6 @@ cast        floating-point bits rounded to another dtype
 record      what is kept of a checkpoint's files
 tied        tensors that share their values
 shards      which safetensors files a folder to be written consists of
+target      where a folder may be written: what may be replaced
 folder      a checkpoint folder written whole or not at all
 """

@@ -1,10 +1,11 @@
 """Writing a checkpoint folder: safetensors shards in a given layout, whole or not at all.
 
 The tensors' bytes go to their places in any order, from many threads. Everything lies in a folder
-``.NAME.part`` beside the target until :meth:`FolderWriter.commit` renames it into place, so that a
-folder under its own name is complete. The part does not look complete either: the first 8 bytes of
-each safetensors file, the length of its header, stay zero until all else is on the disk, and no
-reader takes such a file.
+``.NAME.trajkit-part`` beside the target until :meth:`FolderWriter.commit` renames it into place, so
+that a folder under its own name is complete. The part does not look complete either: the first 8
+bytes of each safetensors file, the length of its header, stay zero until all else is on the disk,
+and no reader takes such a file. What a folder may be written over, :mod:`trajkit.checkpoints.target`
+says.
 
 Measured (1 GB, 512 KiB a write, two threads): pwrite into sparse files and one fsync at the end
 0.68 s; allocated first with posix_fallocate 0.66; write-back begun with every write 0.40, since the
@@ -17,7 +18,8 @@ import fcntl
 import os
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
@@ -30,6 +32,7 @@ from trajkit.arrays import Array
 from trajkit.checkpoints.checkpoint import open_checkpoint
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.shards import PlannedFile, Runs, find_runs
+from trajkit.checkpoints.target import Place, Stamps, stamp_folder
 from trajkit.disk import (
     WriteBack,
     disk_errors,
@@ -45,19 +48,20 @@ from trajkit.errors import AlreadyExists, FormatError, Locked
 class FolderWriter:
     """A folder in the making; use it in a ``with`` block and ``commit`` at its end.
 
+    Args:
+        place: where :func:`trajkit.checkpoints.target.check_target` allows it.
+        vectors: the flat vectors that are written, by dtype.
+
     Raises:
-        AlreadyExists: the target is there and ``force`` was not given.
         Locked: another process is writing the same target.
+        AlreadyExists: what lies at the target changed while this was written.
     """
 
-    def __init__(
-        self, out: Path, vectors: Mapping[str, FlatVector], *, force: bool = False
-    ) -> None:
-        check_target(out, force)
-        self.out = out
-        whole = Path(os.path.abspath(out))  # noqa: PTH100 - links are kept; '.' and '..' are not
-        self.part = whole.with_name(f".{whole.name}.part")
-        self.force = force
+    def __init__(self, place: Place, vectors: Mapping[str, FlatVector]) -> None:
+        self.place = place
+        self.out = place.out
+        whole = Path(os.path.abspath(self.out))  # noqa: PTH100 - links are kept; '..' is not
+        self.part = whole.with_name(f".{whole.name}.trajkit-part")
         self._vectors = vectors
         self._files: list[PlannedFile] = []
         self._runs: dict[str, list[Runs]] = {}
@@ -79,7 +83,7 @@ class FolderWriter:
         """The part folder, ours alone until we close it or die."""
         while True:
             self.part.mkdir(exist_ok=True)
-            fd = os.open(self.part, os.O_RDONLY | os.O_DIRECTORY)
+            fd = os.open(self.part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -161,9 +165,16 @@ class FolderWriter:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
+            self._date(path for path in below if path.is_file())
             for folder in (*(p for p in below if p.is_dir()), self.part):
                 sync_directory(folder)
         self._finished = True
+
+    def _date(self, files: Iterable[Path]) -> None:
+        """Give all files one time: one that is added or changed later has another."""
+        now = time.time_ns()
+        for path in files:
+            os.utime(path, ns=(now, now))
 
     def check(self) -> None:
         """Read the finished headers back from the disk and compare them with what was planned.
@@ -184,19 +195,37 @@ class FolderWriter:
         """Finish, and rename the folder into its place; at no instant is that place half filled."""
         self.finish()
         with disk_errors(self.out):
-            if self.force and os.path.lexists(self.out):
-                self._replace()
+            if self.place.replaces is None:
+                self._rename()
             else:
-                self.part.rename(self.out)
+                self._replace(self.place.replaces)
             sync_directory(self.part.parent)
         self._made = []
 
-    def _replace(self) -> None:
-        """Put the finished folder in the place of what is there, which is then removed."""
+    def _rename(self) -> None:
+        """Put the finished folder where nothing is."""
+        try:
+            self.part.rename(self.out)  # an empty folder is replaced, anything else is not
+        except OSError as error:
+            if not os.path.lexists(self.out):
+                raise
+            raise AlreadyExists(
+                f"{self.out}: came into being while this was written; nothing of it is replaced"
+            ) from error
+
+    def _replace(self, seen: Stamps) -> None:
+        """Put the finished folder in the place of what was seen there, which is then removed."""
+        if not os.path.lexists(self.out):
+            self._rename()
+            return
+        if self.out.is_symlink() or not self.out.is_dir() or stamp_folder(self.out) != seen:
+            raise AlreadyExists(
+                f"{self.out}: changed while this was written; nothing of it is replaced"
+            )
         if exchange(self.part, self.out):
             remove_path(self.part)
             return
-        old = self.part.with_suffix(".old")
+        old = self.part.with_suffix(".trajkit-old")
         if os.path.lexists(old):
             remove_path(old)
         self.out.rename(old)
@@ -219,19 +248,3 @@ class FolderWriter:
         for folder in self._made:
             with suppress(OSError):  # no longer empty: another writer's by now
                 folder.rmdir()
-
-
-def check_target(out: Path, force: bool) -> None:
-    """Raise :class:`AlreadyExists` when writing a folder to ``out`` would replace something.
-
-    With ``force`` it is refused all the same to replace a folder that one stands in.
-    """
-    if not os.path.lexists(out):
-        return
-    if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
-        return  # an empty folder holds nothing to lose; rename replaces it
-    if not force:
-        raise AlreadyExists(f"{out}: exists already; replace it with --force or choose another -o")
-    here = Path.cwd()
-    if out.resolve() in (here, *here.parents):
-        raise AlreadyExists(f"{out}: is the current folder or holds it; choose another -o")

@@ -79,6 +79,11 @@ class FlatReader:
                     "nothing of this checkpoint is kept: run again when it is complete"
                 )
 
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """(bytes, ns of the last change) of each file that was read, as it was when opened."""
+        files = self.checkpoint.files
+        return {files[i].name: mark for i, mark in self._marks.items()}
+
     def check_tied(self) -> None:
         """Prove that tensors taken for tied hold the same bits as their partners.
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from trajkit.checkpoints.checkpoint import Checkpoint
 from trajkit.checkpoints.reader import FlatReader
 from trajkit.disk import canonical_json
-from trajkit.errors import FormatError
+from trajkit.errors import FormatError, NotFound, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class SourceRecord:
     """tensors of the store that this checkpoint's files leave out because they are tied"""
     assets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """side files: name -> (file under ``assets/``, sha256)"""
+    stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """files as they were when they were read: name -> (bytes, time of the last change in ns);
+    empty in the records of stores made before it was kept"""
 
     def pack(self) -> tuple[str, bytes]:
         """The record's id and its bytes on disk (gzip, reproducible)."""
@@ -40,6 +44,7 @@ class SourceRecord:
                 "tied": dict(self.tied),
                 "absent": self.absent,
                 "assets": dict(self.assets),
+                "stamps": dict(self.stamps),
             }
         )
         content = gzip.compress(document, mtime=0)
@@ -63,6 +68,7 @@ class SourceRecord:
             tied=raw["tied"],
             absent=tuple(raw["absent"]),
             assets={name: (file, sha) for name, (file, sha) in raw["assets"].items()},
+            stamps={name: (size, time) for name, (size, time) in raw.get("stamps", {}).items()},
         )
         index = () if record.index is None else (record.index[0],)
         kept = (file for file, _ in record.assets.values())
@@ -111,7 +117,31 @@ def describe_source(
         tied=reader.tied,
         absent=reader.absent,
         assets={n: keep(n, p) for n, p in sorted(checkpoint.side_files.items())},
+        stamps=stamp_files(checkpoint) | reader.stamps(),
     )
+
+
+def stamp_files(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """What shows that a checkpoint's files were written to: name -> (bytes, ns of the change).
+
+    Raises:
+        NotFound: one is gone. StorageError: one cannot be looked at.
+    """
+    paths = {file.name: file.path for file in checkpoint.files} | dict(checkpoint.side_files)
+    if checkpoint.index_name is not None:
+        paths[checkpoint.index_name] = checkpoint.root / checkpoint.index_name
+    return {name: stamp_file(path) for name, path in sorted(paths.items())}
+
+
+def stamp_file(path: Path) -> tuple[int, int]:
+    """(bytes, ns of the last change) of one file; raises as :func:`stamp_files`."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: removed while it was looked at; run again") from None
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error
+    return status.st_size, status.st_mtime_ns
 
 
 def source_path(store_path: Path, source: str) -> Path:

@@ -90,7 +90,7 @@ def extrapolate(
         device: ``cpu``, ``cuda`` or ``auto`` (``cuda`` where there is one). The CPU keeps up with
             reading and writing; a device only takes the arithmetic off it.
         check: load each folder with transformers on the meta device before it gets its name.
-        force: replace what is at the output paths.
+        force: replace what trajkit wrote at the output paths; nothing else is.
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
         parameters: the estimator's own: ``damping`` (L of ``damped``, 0 to 1, default 0.3: the
@@ -136,16 +136,14 @@ def plan_extrapolate(
 def run(forecast: Forecast, progress: Progress) -> ExtrapolateResult:
     """Write what was planned."""
     started = time.perf_counter()
-    evaluation, request, summary = forecast.evaluation, forecast.request, forecast.summary
+    evaluation, summary = forecast.evaluation, forecast.summary
     targets = list(forecast.targets)
     names = ", ".join(str(t.step) for t in targets)
     progress(Started(f"extrapolate to {names}", summary.n_bytes))
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(
-                FolderWriter(Path(t.path), evaluation.store.vectors, force=request.force)
-            )
-            for t in targets
+            stack.enter_context(FolderWriter(place, evaluation.store.vectors))
+            for place in forecast.places
         ]
         _write_side_files(evaluation.template, writers)
         totals = _write_tensors(forecast, writers, progress)

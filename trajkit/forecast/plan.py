@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trajkit.checkpoints.folder import check_target
+from trajkit.checkpoints.target import Place
 from trajkit.errors import AlreadyExists, InvalidInput
 from trajkit.forecast.cautions import find_cautions
 from trajkit.forecast.chunks import plan_chunks
@@ -14,6 +14,7 @@ from trajkit.forecast.evaluation import Evaluation, resolve
 from trajkit.forecast.request import MOST_DIGITS, Request
 from trajkit.forecast.result import ExtrapolatePlan, Target
 from trajkit.parallel import Plan
+from trajkit.store.output import check_output
 from trajkit.units import parse_bytes
 
 
@@ -29,6 +30,8 @@ class Forecast:
     """chunks a task"""
     summary: ExtrapolatePlan
     """the same for people"""
+    places: tuple[Place, ...]
+    """of each target, checked"""
 
 
 def plan(request: Request) -> Forecast:
@@ -43,7 +46,7 @@ def plan(request: Request) -> Forecast:
     if request.out is None:
         raise InvalidInput("no folder to write was given")
     targets = find_targets(evaluation, request)
-    _check_place(evaluation, request.out, targets, request.force)
+    places = _check_places(evaluation, request.out, targets, request.force)
     workers, group = plan_chunks(evaluation.store.vectors, parse_bytes(request.memory))
     sizes = dict.fromkeys(("extrapolate", "hold", "copy"), 0)
     for name, rule in evaluation.rules.items():
@@ -65,7 +68,7 @@ def plan(request: Request) -> Forecast:
         memory_bytes=workers.n_bytes,
         warnings=tuple(dict.fromkeys(w for t in targets for w in find_cautions(evaluation, t))),
     )
-    return Forecast(request, evaluation, targets, workers, group, summary)
+    return Forecast(request, evaluation, targets, workers, group, summary, places)
 
 
 def find_targets(evaluation: Evaluation, request: Request) -> tuple[Target, ...]:
@@ -100,12 +103,9 @@ def find_targets(evaluation: Evaluation, request: Request) -> tuple[Target, ...]
     )
 
 
-def _check_place(evaluation: Evaluation, out: Path, targets: Sequence[Target], force: bool) -> None:
+def _check_places(
+    evaluation: Evaluation, out: Path, targets: Sequence[Target], force: bool
+) -> tuple[Place, ...]:
     if len(targets) > 1 and os.path.lexists(out) and not out.is_dir():
         raise AlreadyExists(f"{out}: is a file; several targets go to folders in {out}")
-    store = evaluation.store.path.resolve()
-    for target in targets:
-        place = Path(target.path).resolve()
-        if place in (store, *store.parents) or store in place.parents:
-            raise AlreadyExists(f"{target.path}: the store is there; choose another -o")
-        check_target(Path(target.path), force)
+    return tuple(check_output(evaluation.store, Path(t.path), force) for t in targets)

@@ -27,6 +27,7 @@ from trajkit.reports.palette import LIGHT, PAGE, Palette, css_colours
 from trajkit.reports.plots import RsqData, draw_gallery, draw_histogram, draw_timeline
 from trajkit.stats.nulls import null_rsq
 from trajkit.stats.walks import WalkReference, reference_walks
+from trajkit.store.output import check_output
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
 from trajkit.units import format_bytes, format_seconds
@@ -82,12 +83,12 @@ def report(
         traj: the trajectory.
         out: folder to write; it is there whole or not at all.
         fit: a fit's name, or the fit.
-        force: replace ``out``.
+        force: replace ``out`` if trajkit wrote it; a report is replaced without.
         formats: of ``png``, ``pdf``, ``svg``: write the figures alone too, into ``out/figures``.
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
-        NotFound: no such fit. AlreadyExists: ``out`` is there already.
+        NotFound: no such fit. AlreadyExists: something else than a report lies at ``out``.
         InvalidInput: an unknown format. FormatError: the store or the fit is damaged.
 
     Notes:
@@ -98,7 +99,8 @@ def report(
     formats = check_formats(formats)
     store = as_store(traj)
     source = read_fit(store, fit) if isinstance(fit, str) else fit
-    with FolderWriter(Path(out), store.vectors, force=force) as folder:
+    place = check_output(store, Path(out), force, over="report")
+    with FolderWriter(place, store.vectors) as folder:
         job = _Job(store, source, progress)
         page = build_page(job.page()).encode()
         folder.write_side_file("index.html", page)

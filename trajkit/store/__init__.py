@@ -12,8 +12,10 @@ stream      a checkpoint's tensors, one after another
 history     one tensor over all checkpoints
 tensors     tensors and elements, bit for bit; what verbs take as a run
 lock        the one writer
+place       the folder that a store is made in
 writer      appending checkpoints
 ingest      verb: append what a trainer wrote
+output      where a verb may write a folder
 restore     verb: write a checkpoint back
 check       every byte against its checksum
 compare     checkpoints on disk against the store

@@ -25,6 +25,7 @@ from trajkit.progress import (
     silent,
 )
 from trajkit.store.codecs import codec_by_name
+from trajkit.store.place import check_place
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
 from trajkit.store.writer import StoreWriter, bytes_a_worker, check_cast
@@ -218,6 +219,7 @@ class _Job:
         try:
             return Store.open(self.store_path)
         except NotFound:
+            check_place(self.store_path)
             return None
 
     def missing(self, store: Store | None, found: Sequence[Found]) -> list[Found]:

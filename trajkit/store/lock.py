@@ -1,8 +1,10 @@
 """The lock of a store's one writer."""
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
@@ -20,8 +22,7 @@ class StoreLock:
 
     def __enter__(self) -> Self:
         while True:
-            with disk_errors(self.path):
-                file = self.path.open("a+")
+            file = self._open()
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -49,6 +50,23 @@ class StoreLock:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         return self
+
+    def _open(self) -> IO[str]:
+        """The lock file, made if missing; a link or anything but a file is not followed."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with disk_errors(self.path):
+            try:
+                fd = os.open(self.path, flags, 0o666)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENXIO):
+                    raise
+                raise StorageError(
+                    f"{self.path}: a link or a pipe, not a lock file; remove it"
+                ) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise StorageError(f"{self.path}: not a file; remove it")
+        return os.fdopen(fd, "r+")
 
     def __exit__(self, *exc: object) -> None:
         assert self._file is not None

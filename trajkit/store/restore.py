@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trajkit.arrays import Array
-from trajkit.checkpoints.folder import FolderWriter, check_target
+from trajkit.checkpoints.folder import FolderWriter
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.record import SourceRecord
 from trajkit.checkpoints.shards import plan_files
@@ -18,6 +18,7 @@ from trajkit.errors import FormatError
 from trajkit.parallel import count_workers, map_in_order, plan_workers
 from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
 from trajkit.store.commit import chunk_digest
+from trajkit.store.output import check_output
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
 from trajkit.units import format_bytes, format_rate, parse_bytes
@@ -55,14 +56,15 @@ def restore(
     same names with headers that say so.
 
     Raises:
-        NotFound: the step is not in the store. AlreadyExists: ``out`` is there already.
+        NotFound: the step is not in the store. AlreadyExists: ``out`` is there already; with
+            ``force``, it is something that trajkit did not write.
         FormatError: the store is damaged there; nothing is left at ``out``.
     """
     started, progress = time.perf_counter(), as_subscriber(progress)
     store = as_store(traj)
     t = store.index_of(step)
     out = Path(out)
-    check_target(out, force)
+    place = check_output(store, out, force)
     record = SourceRecord.read(store.path, store.commit.frames[t].source)
     n_bytes = sum(v.n_bytes for v in store.vectors.values())
     a_worker = max((4 * v.chunk * v.dtype.itemsize for v in store.vectors.values()), default=0)
@@ -70,7 +72,7 @@ def restore(
     progress(Started(f"restore step {step}", n_bytes))
     files = plan_files(record, store.vectors)
     with (
-        FolderWriter(out, store.vectors, force=force) as writer,
+        FolderWriter(place, store.vectors) as writer,
         ThreadPoolExecutor(plan.workers) as pool,
     ):
         writer.add_files(files)

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, local
 from typing import Any, Self
@@ -24,7 +25,6 @@ from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
 from trajkit.checkpoints.record import describe_source, source_path
 from trajkit.disk import canonical_json, disk_errors, replace_file, sync_directory
 from trajkit.errors import (
-    AlreadyExists,
     FormatError,
     InvalidInput,
     Mismatch,
@@ -43,10 +43,9 @@ from trajkit.store.commit import (
 )
 from trajkit.store.documents import GROUP
 from trajkit.store.lock import StoreLock
+from trajkit.store.place import check_place, clear_place, mark_place, unmark_place
 from trajkit.store.rows import RowWriter, write_row
 from trajkit.store.store import Store
-
-_OURS = {"tensors", "frames", "digests", "assets", "steps", "fits", ".lock", "zarr.json.part"}
 
 
 def bytes_a_worker(vectors: Mapping[str, FlatVector], cast: str | None) -> int:
@@ -82,17 +81,9 @@ class StoreWriter:
         self._made = False
 
     def __enter__(self) -> Self:
+        check_place(self.path)
         with disk_errors(self.path):
             self._made = not self.path.exists()
-            if not self._made and not self.path.is_dir():
-                raise AlreadyExists(f"{self.path}: a file, not a store; name another with --store")
-            if not self._made and not self._root.exists():
-                strangers = sorted({p.name for p in self.path.iterdir()} - _OURS)
-                if strangers:
-                    raise AlreadyExists(
-                        f"{self.path}: not a trajkit store (it holds {strangers[0]!r}); name a new "
-                        "folder with --store"
-                    )
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock.__enter__()
         try:
@@ -100,6 +91,8 @@ class StoreWriter:
                 self.store = Store.open(self.path)
             except NotFound:
                 self.store = None
+                check_place(self.path)  # again, now that nobody else can make a store here
+                mark_place(self.path)
             else:
                 with disk_errors(self.path):
                     self._heal(self.store)
@@ -110,9 +103,14 @@ class StoreWriter:
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        if self._made and not self._root.exists():
-            shutil.rmtree(self.path, ignore_errors=True)  # nothing was committed: leave no trace
+        if not self._root.exists():  # nothing was committed: leave no trace
+            with suppress(TrajkitError):
+                clear_place(self.path)
+                unmark_place(self.path)
         self._lock.__exit__()
+        if self._made:
+            with suppress(OSError):
+                self.path.rmdir()  # only if it is empty
 
     @property
     def _root(self) -> Path:
@@ -139,10 +137,7 @@ class StoreWriter:
             cast=cast,
             frames=(),
         )
-        for leftover in ("frames", "digests", "steps", "assets", "fits"):
-            if (self.path / leftover).exists():
-                with disk_errors(self.path):
-                    shutil.rmtree(self.path / leftover)
+        clear_place(self.path)
         for group in ("tensors", "frames", "digests", "assets"):
             with disk_errors(self.path):
                 (self.path / group).mkdir(exist_ok=True)
@@ -209,6 +204,8 @@ class StoreWriter:
         write_row(store.steps_array, store.steps)
         store.steps_array.write_metadata()
         replace_file(self._root, canonical_json(store.commit.document()))
+        if self.store is None:
+            unmark_place(self.path)
         self.store = store
 
     def _write_frame(
@@ -346,8 +343,10 @@ class StoreWriter:
         if _rows_on_disk(store.path / "steps") != rows:
             store.steps_array.write_metadata()
             write_row(store.steps_array, store.steps)
-        for folder in (store.path, *(store.path / name for name in ("tensors", "assets"))):
-            for part in folder.glob("*.part"):
+        unmark_place(self.path)
+        (self.path / "zarr.json.part").unlink(missing_ok=True)
+        for name in ("tensors", "assets"):
+            for part in (self.path / name).glob("*.part"):
                 part.unlink(missing_ok=True)
 
 
