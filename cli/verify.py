@@ -1,11 +1,16 @@
 """``trajkit verify``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import example, memory_option, speaking, store_option
+from trajkit.units import format_bytes
+
+if TYPE_CHECKING:
+    from trajkit.reports.verify import VerifyResult
 
 
 @click.command(
@@ -41,19 +46,32 @@ def verify_command(
         console.say(f"bad: {damage.what}")
     if result.ok:
         console.say(f"{store}: {result.steps} steps, all intact")
-        if against and result.exact:
-            console.say(
-                f"  {result.exact} checkpoints on disk are held byte for byte: safe to delete"
-            )
-        if result.converted:
-            steps = ", ".join(map(str, result.converted[:5]))
-            more = ", ..." if len(result.converted) > 5 else ""
-            console.say(
-                f"  {len(result.converted)} were converted by --dtype (steps {steps}{more}): the "
-                "store holds what they convert to, not these files"
-            )
-        if result.not_held:
-            console.say(f"  never kept, and gone if deleted: {', '.join(result.not_held)}")
+        if against:
+            _say_compared(console, result)
     else:
         console.say(f"{store}: {len(result.bad)} things are damaged or differ")
     return 0 if result.ok else 1
+
+
+def _say_compared(console: Console, result: "VerifyResult") -> None:
+    """Say what the store holds of the checkpoints on disk, and what it does not."""
+    if result.converted:
+        steps = ", ".join(map(str, result.converted[:5]))
+        more = ", ..." if len(result.converted) > 5 else ""
+        console.say(
+            f"  {len(result.converted)} were converted by --dtype (steps {steps}{more}): the "
+            "store holds what they convert to, not these files"
+        )
+    console.say(
+        f"  the store gives back byte for byte: {result.held_files:,} files, "
+        f"{format_bytes(result.held_bytes)}, of {result.compared:,} checkpoints"
+    )
+    if not result.lost_files:
+        console.say("  nothing else lies there: safe to delete")
+        return
+    names = ", ".join(result.not_held[:8])
+    more = f" and {len(result.not_held) - 8} more names" if result.not_held[8:] else ""
+    console.say(
+        f"  lost if these folders are deleted: {result.lost_files:,} files, "
+        f"{format_bytes(result.lost_bytes)}: {names}{more}"
+    )

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from store_series import any_bits, contents, same_bits, small_series, write_checkpoint
 
 import trajkit
+from trajkit.cli.main import cli
 from trajkit.disk import canonical_json
 from trajkit.errors import NotFound, TrajkitError
 from trajkit.reports.verify import verify
@@ -185,6 +187,69 @@ def test_against_proves_that_restore_gives_the_files_back(whole: Path, tmp_path:
     assert "checkpoint-70: step 70 is not in the store" in differences(exact=6, compared=6)
 
 
+LAYOUTS = {
+    "verl": ("global_step_{}", "actor/huggingface", ["actor/optim_world_size_1_rank_0.pt"]),
+    "SkyRL": ("global_step_{}", "policy", ["policy/optim/0.pt", "trainer_state.pt"]),
+    "NeMo-RL": ("step_{}", "policy/weights/model/consolidated", ["policy/optimizer/0.distcp"]),
+    "TRL": ("checkpoint-{}", ".", ["optimizer.pt", "rng_state.pth"]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("given_as", ["run", "steps", "weights"])
+def test_what_would_be_lost_is_counted_in_the_whole_step(
+    tmp_path: Path, layout: str, given_as: str
+) -> None:
+    """Optimizer shards and data.pt beside the weights, wherever the trainer puts them."""
+    name, below, others = LAYOUTS[layout]
+    ckpts = tmp_path / "ckpts"
+    for folder in small_series(tmp_path / "plain", 2, config={"model_type": "x"}):
+        step = ckpts / name.format(folder.name.split("-")[1])
+        shutil.copytree(folder, step / below)
+        for other in [*others, "data.pt"]:
+            (step / other).parent.mkdir(parents=True, exist_ok=True)
+            (step / other).write_bytes(b"x" * 100)
+    store = tmp_path / "s.zarr"
+    trajkit.ingest(ckpts, store)
+    steps = sorted(ckpts.iterdir())
+    against = {"run": [ckpts], "steps": steps, "weights": [s / below for s in steps]}[given_as]
+    result = verify(store, against=against)
+    assert (result.ok, result.exact) == (True, 2)
+    held = [
+        p for s in steps for p in (s / below).iterdir() if p.suffix in (".safetensors", ".json")
+    ]
+    assert (result.held_files, result.held_bytes) == (4, sum(p.stat().st_size for p in held))
+    assert result.lost_files == 2 * (len(others) + 1)
+    assert result.lost_bytes == 100 * result.lost_files
+    assert set(result.not_held) == {*others, "data.pt"}
+    shown = CliRunner().invoke(
+        cli, ["verify", "--store", str(store), *(a for p in against for a in ("--against", str(p)))]
+    )
+    assert "safe to delete" not in shown.output
+    assert f"lost if these folders are deleted: {result.lost_files} files" in shown.output
+    assert "gives back byte for byte: 4 files" in shown.output
+
+
+def test_what_lies_beside_the_steps_would_be_lost_too(tmp_path: Path) -> None:
+    """The final model, a step that is not complete, another file; a link is no data."""
+    folders = small_series(tmp_path / "ckpts", 2)
+    store = tmp_path / "s.zarr"
+    trajkit.ingest(tmp_path / "ckpts", store)
+    shown = CliRunner().invoke(
+        cli, ["verify", "--store", str(store), "--against", str(tmp_path / "ckpts")]
+    )
+    assert "nothing else lies there: safe to delete" in shown.output
+    shutil.copy(folders[1] / "model.safetensors", tmp_path / "ckpts")
+    shutil.copytree(folders[1], tmp_path / "ckpts" / "tmp-checkpoint-30")
+    (tmp_path / "ckpts" / "latest").symlink_to("checkpoint-20")
+    result = verify(store, against=tmp_path / "ckpts")
+    assert result.ok
+    assert (result.held_files, result.lost_files) == (2, 2)
+    assert result.not_held == ("model.safetensors", "tmp-checkpoint-30/model.safetensors")
+    one = verify(store, against=folders[0] / "model.safetensors")
+    assert (one.exact, one.held_files, one.lost_files) == (1, 1, 0)
+
+
 def test_against_is_honest_about_conversions(tmp_path: Path) -> None:
     """bf16 base and fp32 checkpoints, held as float32: the base's file is not given back."""
     rng = np.random.default_rng(0)
@@ -196,6 +261,8 @@ def test_against_is_honest_about_conversions(tmp_path: Path) -> None:
     trajkit.ingest(tmp_path / "ckpts", store, base=tmp_path / "base", dtype="float32")
     result = verify(store, against=tmp_path / "ckpts", base=tmp_path / "base")
     assert (result.ok, result.compared, result.exact, result.converted) == (True, 3, 2, (0,))
+    assert (result.held_files, result.lost_files) == (2, 1)
+    assert result.lost_bytes == (tmp_path / "base" / "model.safetensors").stat().st_size
 
 
 def test_verify_where_there_is_nothing(tmp_path: Path, whole: Path) -> None:

@@ -110,7 +110,7 @@ def _find_base(path: Path) -> Found:
     if weights is None:
         raise NotFound(f"{shown(path)}: no weights of a base model: {why_empty(path)}")
     open_checkpoint(weights)
-    return Found(0, weights, "base")
+    return Found(0, weights, "base", path if is_folder(path) else None)
 
 
 def _look(path: Path) -> list[Found | Incomplete]:
@@ -144,7 +144,7 @@ def _look_at(path: Path) -> list[Found | Incomplete]:
     if own is not None:
         return [own]
     if not below and (weights := locate_weights(path)) is not None:
-        return [Found(0, weights, "unnumbered")]
+        return [Found(0, weights, "unnumbered", path)]
     return below
 
 
@@ -156,7 +156,7 @@ def _look_at_file(path: Path) -> list[Found | Incomplete]:
         return []
     own = own_step(path.parent)
     if isinstance(own, Found) and not is_shard(path.name):
-        return [Found(own.step, path, own.layout)]
+        return [Found(own.step, path, own.layout, own.folder)]
     return [own or Found(0, path, "unnumbered")]
 
 

@@ -65,6 +65,8 @@ class Found:
     """what :func:`trajkit.checkpoints.checkpoint.open_checkpoint` takes"""
     layout: str
     """the trainer whose layout this is; "file", "base", or "unnumbered" (step 0)"""
+    folder: Path | None = None
+    """the step's own folder, in which the weights may lie deeper; None for a file"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def judge_step(folder: Path, given: Path | None = None) -> Found | Incomplete:
             return Incomplete(step, folder, f"{marker} says {newest}: still being written")
     if weights is None:
         return Incomplete(step, folder, why_empty(folder))
-    return Found(step, weights, layout)
+    return Found(step, weights, layout, folder)
 
 
 def why_empty(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 With ``against``, checkpoints on disk are compared with the store: their tensors' bits by digest,
 and their headers, index and side files with the source record. What agrees in all of it is given
-back by ``restore`` byte for byte.
+back by ``restore`` byte for byte. Everything else in the folders is counted: it would be lost.
 """
 
 import time
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trajkit.arrays import Array
-from trajkit.checkpoints.series import find_series
+from trajkit.checkpoints.leftovers import Leftovers, count_files, list_leftovers
+from trajkit.checkpoints.series import Series, as_paths, find_series
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.errors import NotFound, TrajkitError
 from trajkit.evidence.kept import check_backtest
@@ -44,10 +45,17 @@ class VerifyResult:
     converted: tuple[int, ...]
     """training steps whose tensors are in the store in another dtype than on disk (``--dtype``)"""
     not_held: tuple[str, ...]
-    """names of files in the compared folders that ingest does not keep, such as optimizer.pt"""
+    """names of the files there that the store does not give back, such as optimizer.pt; relative
+    to their step's folder, each once"""
     n_bytes: int
     """raw bytes decoded"""
     seconds: float
+    held_files: int = 0
+    """files on disk that the store gives back byte for byte (``against``)"""
+    held_bytes: int = 0
+    lost_files: int = 0
+    """all other files in the folders given and in the steps' folders: lost if these are deleted"""
+    lost_bytes: int = 0
 
 
 @shows_progress
@@ -93,14 +101,16 @@ def verify(
     spent = time.perf_counter() - started
     held = f"{len(opened.steps)} steps, {format_bytes(opened.raw_bytes)}"
     progress(Finished(f"{held} decoded at {format_rate(opened.raw_bytes, spent)}"))
-    compared = Compared()
+    compared, others = Compared(), Leftovers(0, 0, ())
     if against is not None:
-        path_list = [against] if isinstance(against, str | Path) else list(against)
-        series = find_series([Path(p) for p in path_list], Path(base) if base else None)
+        paths = as_paths(against)
+        series = find_series(paths, None if base is None else Path(base))
         for gone in series.incomplete:
             progress(Note(f"not compared: {gone.path}: {gone.reason}"))
         compared = compare(opened, series.found, budget, progress)
         bad += compared.bad
+        others = _list_others(paths, series, compared.held)
+    held_files, held_bytes = count_files(compared.held)
     return VerifyResult(
         ok=not bad,
         bad=tuple(bad),
@@ -108,10 +118,21 @@ def verify(
         compared=compared.steps,
         exact=compared.exact,
         converted=tuple(compared.converted),
-        not_held=tuple(sorted(compared.not_held)),
+        not_held=others.names,
         n_bytes=opened.raw_bytes,
         seconds=time.perf_counter() - started,
+        held_files=held_files,
+        held_bytes=held_bytes,
+        lost_files=others.files,
+        lost_bytes=others.n_bytes,
     )
+
+
+def _list_others(paths: Sequence[Path], series: Series, held: Sequence[Path]) -> Leftovers:
+    """What lies in the folders given, and in all of the steps' own, that is not held."""
+    steps = [found.folder for found in series.found if found.folder is not None]
+    places = [*paths, *(f.path for f in series.found), *(f.path for f in series.incomplete)]
+    return list_leftovers(places, steps, held)
 
 
 def _check_fits(store: Store) -> Iterator[Damage]:

@@ -32,7 +32,8 @@ class Compared:
     steps: int = 0
     exact: int = 0
     converted: list[int] = field(default_factory=list)
-    not_held: set[str] = field(default_factory=set)
+    held: list[Path] = field(default_factory=list)
+    """files that restoring gives back byte for byte"""
     bad: list[Damage] = field(default_factory=list)
 
 
@@ -61,14 +62,16 @@ def compare(store: Store, found: Sequence[Found], budget: int, progress: Progres
                 continue
             result.steps += 1
             result.bad += bad
-            if item.path.is_dir():
-                held = {f.name for f in checkpoint.files} | {checkpoint.index_name}
-                others = {p.name for p in item.path.iterdir()} - held - set(checkpoint.side_files)
-                result.not_held |= others
+            if bad:
+                continue
+            result.held += checkpoint.side_files.values()
             if converted:
                 result.converted.append(item.step)
-            elif not bad:
-                result.exact += 1
+                continue
+            result.exact += 1
+            result.held += (file.path for file in checkpoint.files)
+            if checkpoint.index_name is not None:
+                result.held.append(checkpoint.root / checkpoint.index_name)
     seconds = time.perf_counter() - clock
     progress(Finished(f"{result.steps} checkpoints on disk in {format_seconds(seconds)}"))
     return result
