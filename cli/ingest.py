@@ -6,7 +6,7 @@ import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import dry_run_option, example, memory_option, speaking, store_option
-from trajkit.units import format_bytes, format_rate, format_seconds
+from trajkit.units import count, format_bytes, format_rate, format_seconds
 
 
 @click.command(
@@ -43,7 +43,14 @@ from trajkit.units import format_bytes, format_rate, format_seconds
 @click.option(
     "--watch", is_flag=True, help="Go on while training runs; interrupt (or SIGTERM) to end."
 )
-@click.option("--poll-seconds", default=5.0, hidden=True)
+@click.option("--poll-seconds", type=click.FloatRange(min=0), default=5.0, hidden=True)
+@click.option(
+    "--replace-from",
+    type=click.IntRange(min=0),
+    metavar="STEP",
+    help="Cut the store from this step on, and append what CKPTS has of it: for a run that was "
+    "resumed and wrote these steps again.",
+)
 @dry_run_option
 @speaking
 def ingest_command(
@@ -57,13 +64,15 @@ def ingest_command(
     memory: str,
     watch: bool,
     poll_seconds: float,
+    replace_from: int | None,
     dry_run: bool,
 ) -> int:
     """Append every complete checkpoint below CKPTS that the store does not hold yet.
 
     CKPTS is a folder of step folders (checkpoint-N, global_step_N, step_N, iter_N, ...), or step
     folders or .safetensors files themselves. Every checkpoint is kept bit for bit. Running it again
-    adds what is new; a step earlier than the last one kept is refused.
+    adds what is new; a step earlier than the last one kept is refused, and so is a step that was
+    written again since, unless --replace-from says where the new run begins.
 
     PEFT adapters are kept as their own tensors, A and B, with their config. Mind that a line in A
     and B is not a line in their product BA.
@@ -75,14 +84,22 @@ def ingest_command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
 
     if dry_run:
-        plan = plan_ingest(ckpts, store, base=base, dtype=dtype, memory=memory)
+        plan = plan_ingest(
+            ckpts, store, base=base, dtype=dtype, memory=memory, replace_from=replace_from
+        )
         console.data(plan)
+        if plan.cut:
+            console.say(
+                f"would cut {count(len(plan.cut), 'step')}: {', '.join(map(str, plan.cut))}"
+            )
         console.say(
-            f"would append {len(plan.steps)} checkpoints, "
+            f"would append {count(len(plan.steps), 'checkpoint')}, "
             f"{format_bytes(plan.raw_bytes)} of tensors:"
         )
         console.say(f"  steps {', '.join(map(str, plan.steps)) or 'none'}")
-        console.say(f"  {plan.workers} workers, {format_bytes(plan.memory_bytes)} of memory")
+        console.say(
+            f"  {count(plan.workers, 'worker')}, {format_bytes(plan.memory_bytes)} of memory"
+        )
         return 0
     with console.progress() as progress:
         result = ingest(
@@ -95,15 +112,17 @@ def ingest_command(
             memory=memory,
             watch=watch,
             poll_seconds=poll_seconds,
+            replace_from=replace_from,
             progress=progress,
         )
     console.data(result)
     ratio = result.raw_bytes / max(result.stored_bytes, 1)
     console.say(
-        f"{result.store}: {result.ingested} checkpoints appended, {result.skipped} already there"
+        f"{result.store}: {count(result.ingested, 'checkpoint')} appended, "
+        f"{result.skipped:,} already there"
     )
     console.say(
-        f"  {result.steps} steps, {format_bytes(result.raw_bytes)} of tensors in "
+        f"  {count(result.steps, 'step')}, {format_bytes(result.raw_bytes)} of tensors in "
         f"{format_bytes(result.stored_bytes)} ({ratio:.1f} times smaller)"
     )
     if result.ingested:

@@ -14,6 +14,7 @@ tensors     tensors and elements, bit for bit; what verbs take as a run
 lock        the one writer
 place       the folder that a store is made in
 writer      appending checkpoints
+rewritten   steps whose files are no longer what was ingested
 ingest      verb: append what a trainer wrote
 output      where a verb may write a folder
 restore     verb: write a checkpoint back

@@ -42,7 +42,7 @@ def check_metadata(store: Store) -> Iterator[Damage]:
 
 
 def _check_steps(store: Store) -> Iterator[Damage]:
-    """The array ``steps``: as committed, or one step ahead where a killed writer left it so."""
+    """The array ``steps``: as committed, or ahead where a killed writer left it so."""
     array = store.steps_array
     n = len(store.steps)
     documents = [canonical_json(array.metadata())]
@@ -54,20 +54,25 @@ def _check_steps(store: Store) -> Iterator[Damage]:
             array.read_chunk(0, k, values[k * array.chunk : (k + 1) * array.chunk])
         if not np.array_equal(values[:n], store.steps):
             yield Damage(f"{array.path}: differs from the committed steps")
-        if n == len(values) or values[n] > store.steps[-1]:
-            documents.append(canonical_json(array.metadata() | {"shape": [n + 1]}))
+        ahead = n
+        while ahead < len(values) and values[ahead] > (values[ahead - 1] if ahead else -1):
+            ahead += 1  # an append adds one step before its commit, a cut leaves all it took back
+        shapes = {n + 1} if n == len(values) else set(range(n + 1, ahead + 1))
+        documents += [canonical_json(array.metadata() | {"shape": [m]}) for m in sorted(shapes)]
     except (FormatError, StorageError) as error:
         yield Damage(str(error))
     yield from _expect(array.path / "zarr.json", documents)
 
 
 def _legitimate_metadata(array: ZArray) -> list[bytes]:
-    """The array's metadata as committed, or one row ahead where a killed writer left that row."""
+    """The array's metadata as committed, or ahead by rows that a killed writer left."""
     documents = [canonical_json(array.metadata())]
     assert array.rows is not None
-    if array.row_path(array.rows).exists():
+    row = array.rows
+    while array.row_path(row).exists():  # one of an append, all of those that a cut took back
+        row += 1
         ahead = array.metadata()
-        ahead["shape"][0] += 1
+        ahead["shape"][0] = row
         documents.append(canonical_json(ahead))
     return documents
 

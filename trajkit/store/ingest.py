@@ -12,7 +12,7 @@ from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
 from trajkit.checkpoints.series import as_paths, find_series
 from trajkit.checkpoints.trainers import Found
 from trajkit.defaults import DEFAULT_CODEC, DEFAULT_KEYFRAMES, DEFAULT_MEMORY_BYTES, DEFAULT_STORE
-from trajkit.errors import InvalidInput, Locked, NotFound, StorageError, TrajkitError
+from trajkit.errors import InvalidInput, Locked, Mismatch, NotFound, StorageError, TrajkitError
 from trajkit.parallel import Plan, count_workers, plan_workers
 from trajkit.progress import (
     Advanced,
@@ -26,10 +26,11 @@ from trajkit.progress import (
 )
 from trajkit.store.codecs import codec_by_name
 from trajkit.store.place import check_place
+from trajkit.store.rewritten import Rewritten, keep_before
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
 from trajkit.store.writer import StoreWriter, bytes_a_worker, check_cast
-from trajkit.units import format_bytes, format_rate, parse_bytes
+from trajkit.units import count, format_bytes, format_rate, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class IngestPlan:
     memory_bytes: int
     """the plan's peak, above the interpreter and its libraries"""
     workers: int
+    cut: tuple[int, ...] = ()
+    """training steps to be cut from the store first (``replace_from``)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,10 @@ class IngestResult:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     """whether an interrupt ended it (with ``watch``)"""
+    cut: tuple[int, ...] = ()
+    """training steps that were cut from the store first (``replace_from``)"""
+    rewritten: tuple[int, ...] = ()
+    """training steps in the store whose files were written again since they were ingested"""
 
 
 @shows_progress
@@ -82,6 +89,7 @@ def ingest(
     memory: str | int = DEFAULT_MEMORY_BYTES,
     watch: bool = False,
     poll_seconds: float = 5.0,
+    replace_from: int | None = None,
     progress: Progress | bool = False,
 ) -> IngestResult:
     """Append the complete checkpoints found at ``paths`` to a store, which is made if missing.
@@ -102,19 +110,26 @@ def ingest(
             is complete and its files did not change between two looks; what is not there yet, not
             complete or locked is waited for.
         poll_seconds: how often to look, with ``watch``.
+        replace_from: cut the store's steps from this training step on, in one commit, and append
+            what is found of them: a run was resumed and wrote them again. Steps before it stay.
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
         NotFound: no checkpoint at ``paths``.
-        FormatError: a file is damaged. Mismatch: a checkpoint is of another model.
-        InvalidInput: a step earlier than the last committed one is not in the store.
+        FormatError: a file is damaged. Mismatch: a checkpoint is of another model, or an ingested
+            step was written again since and later ones would follow it.
+        InvalidInput: a step earlier than the last committed one is not in the store, or
+            ``replace_from`` would cut every step or has nothing to append.
         OverBudget: the budget is too small. Locked: another writer holds the store.
         StorageError: the disk refuses: full, read-only, gone; committed steps are intact.
     """
     started, progress = time.perf_counter(), as_subscriber(progress)
-    check_options(codec, keyframes, dtype)
+    check_options(codec, keyframes, dtype, poll_seconds)
+    if watch and replace_from is not None:
+        raise InvalidInput("replace_from and watch do not go together: replace first, then watch")
     path_list, base_path = as_paths(paths), None if base is None else Path(base)
-    job = _Job(path_of(store), codec, keyframes, dtype, parse_bytes(memory), progress)
+    budget = parse_bytes(memory)
+    job = _Job(path_of(store), codec, keyframes, dtype, budget, progress, replace_from)
     interrupted = False
     try:
         if watch:
@@ -136,17 +151,21 @@ def plan_ingest(
     base: str | Path | None = None,
     dtype: str | None = None,
     memory: str | int = DEFAULT_MEMORY_BYTES,
+    replace_from: int | None = None,
 ) -> IngestPlan:
     """What :func:`ingest` would append, from the headers alone; raises what it would raise."""
     series = find_series(as_paths(paths), None if base is None else Path(base))
-    job = _Job(path_of(store), None, None, dtype, parse_bytes(memory), silent)
-    held = job.committed()
+    job = _Job(path_of(store), None, None, dtype, parse_bytes(memory), silent, replace_from)
+    committed = job.committed()
+    held = keep_before(committed, replace_from, series.found)
     new = job.missing(held, series.found)
+    job.check_rewritten(held, series.found, new)
     sizes, vectors = job.check(held, new)
     raw = sum(n for _, n in sizes)
     plan = job.plan(held, vectors)
     skipped = tuple(f.step for f in series.found if f not in new)
-    return IngestPlan(tuple(f.step for f in new), skipped, raw, plan.n_bytes, plan.workers)
+    cut = tuple(sorted(job.steps_of(committed) - job.steps_of(held)))
+    return IngestPlan(tuple(f.step for f in new), skipped, raw, plan.n_bytes, plan.workers, cut)
 
 
 class _Job:
@@ -160,7 +179,11 @@ class _Job:
         cast: str | None,
         budget: int,
         progress: Progress,
+        replace_from: int | None = None,
     ) -> None:
+        self.replace_from = replace_from
+        self.cut: tuple[int, ...] = ()
+        self.rewritten = Rewritten()
         self.store_path = store_path
         self.codec = codec
         self.keyframes = keyframes
@@ -222,6 +245,26 @@ class _Job:
             check_place(self.store_path)
             return None
 
+    @staticmethod
+    def steps_of(store: Store | None) -> set[int]:
+        """The steps that a store holds."""
+        return set() if store is None else set(store.steps.tolist())
+
+    def check_rewritten(
+        self, store: Store | None, found: Sequence[Found], new: Sequence[Found], wait: bool = False
+    ) -> bool:
+        """Say which steps on disk differ from the store; whether any does.
+
+        Raises:
+            Mismatch: later steps are to follow them, which would splice two runs into one store.
+        """
+        line = None if store is None else self.rewritten.look(store, found)
+        if line is not None and new and not wait:
+            raise Mismatch(line)
+        if line is not None:
+            self.note(line)
+        return line is not None
+
     def missing(self, store: Store | None, found: Sequence[Found]) -> list[Found]:
         """The checkpoints that the store lacks; raises when one would have to go in between."""
         if store is None or not len(store.steps):
@@ -233,8 +276,8 @@ class _Job:
         if early:
             raise InvalidInput(
                 f"{early[0].path}: step {early[0].step} is earlier than the last committed step "
-                f"{last}, and frames are never rewritten; ingest all steps into a new --store, or "
-                "name only the later ones"
+                f"{last}, and frames are never rewritten; cut the store there with --replace-from "
+                f"{early[0].step}, ingest all steps into a new --store, or name only the later ones"
             )
         return new
 
@@ -278,11 +321,14 @@ class _Job:
         if store is not None:
             check_cast(store, self.cast)
             self._check_fixed_options(store)
+        store = keep_before(store, self.replace_from, found)
         new = self.missing(store, found) if ready is None else list(ready)
         if ready is None:
             self.skipped |= {f.step for f in found} - {f.step for f in new}
         elif store is not None and not self.ingested:
             self.skipped |= {f.step for f in found} & set(store.steps.tolist())
+        if self.check_rewritten(store, found, new, patient) and patient:
+            return
         sizes, vectors = self.check(store, new, patient)
         new = [f for f, _ in sizes]
         if not new:
@@ -290,8 +336,11 @@ class _Job:
         workers = self.plan(store, vectors).workers
         clock = time.perf_counter()
         n_bytes = sum(n for _, n in sizes)
-        self.progress(Started(f"ingest {len(new)} checkpoints", n_bytes))
+        self.progress(Started(f"ingest {count(len(new), 'checkpoint')}", n_bytes))
         with StoreWriter(self.store_path, workers) as writer:
+            if self.replace_from is not None and writer.store is not None:
+                self.cut = writer.cut(self.replace_from)
+                self._note_cut({item.step for item in new})
             # another writer may have come between the look above and the lock
             held = set() if writer.store is None else set(writer.store.steps.tolist())
             pending = [f for f in new if f.step not in held]
@@ -303,7 +352,7 @@ class _Job:
             self.stages[stage] = self.stages.get(stage, 0.0) + share
         self.progress(
             Finished(
-                f"{len(pending)} checkpoints, {format_bytes(n_bytes)} at "
+                f"{count(len(pending), 'checkpoint')}, {format_bytes(n_bytes)} at "
                 f"{format_rate(n_bytes, spent)}; pace set by: {self.bottleneck()}"
             )
         )
@@ -375,6 +424,16 @@ class _Job:
                 f"as {self.cast}, as --dtype says: restore will write {self.cast}"
             )
 
+    def _note_cut(self, new: set[int]) -> None:
+        if not self.cut:
+            return
+        gone = [step for step in self.cut if step not in new]
+        lost = (
+            f"; of these {', '.join(map(str, gone))} are not there to be appended" if gone else ""
+        )
+        steps = count(len(self.cut), "step")
+        self.note(f"cut {steps} from the store, {self.cut[0]} to {self.cut[-1]}{lost}")
+
     def _check_fixed_options(self, store: Store) -> None:
         for option, asked, made in (
             ("codec", self.codec, store.commit.codec),
@@ -405,15 +464,21 @@ class _Job:
             bottleneck=self.bottleneck(),
             stage_seconds=dict(self.stages),
             interrupted=interrupted,
+            cut=self.cut,
+            rewritten=self.rewritten.steps,
         )
 
 
-def check_options(codec: str | None, keyframes: int | None, dtype: str | None) -> None:
+def check_options(
+    codec: str | None, keyframes: int | None, dtype: str | None, poll_seconds: float = 1.0
+) -> None:
     """Refuse options that no store can be made with."""
     if codec is not None:
         codec_by_name(codec)
     if keyframes is not None and keyframes < 1:
         raise InvalidInput(f"keyframes must be 1 or more, not {keyframes}")
+    if not 0 <= poll_seconds < float("inf"):
+        raise InvalidInput(f"poll_seconds must be 0 or more, not {poll_seconds}")
     if dtype is not None and not (dtype in DTYPES and DTYPES[dtype].is_float):
         raise InvalidInput(f"dtype must be a floating-point type such as bfloat16, not {dtype!r}")
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock, local
 from typing import Any, Self
@@ -193,6 +194,22 @@ class StoreWriter:
         self._commit(store.grown(add_frame(store.commit, frame)))
         return frame
 
+    def cut(self, step: int) -> tuple[int, ...]:
+        """Take back every frame from training step ``step`` on, by one commit: the steps cut.
+
+        The frames before it are as they were; what was fitted over a frame cut is no longer of the
+        frames that the store holds, which every reader of a fit compares.
+        """
+        store = self.layout()
+        frames = tuple(f for f in store.commit.frames if f.step < step)
+        gone = tuple(f.step for f in store.commit.frames if f.step >= step)
+        if gone:
+            self.store = store.grown(replace(store.commit, frames=frames))
+            replace_file(self._root, canonical_json(self.store.commit.document()))
+            with disk_errors(self.path):
+                self._heal(self.store)
+        return gone
+
     def _commit(self, store: Store) -> None:
         """Make the next state of the store true; the last replace is the commit."""
         for dtype in store.vectors:
@@ -336,10 +353,9 @@ class StoreWriter:
         for array in (*store.frames.values(), *store.digests.values()):
             if _rows_on_disk(array.path) != rows:
                 array.write_metadata()
-            row = rows
-            while array.row_path(row).exists():
-                shutil.rmtree(array.row_path(row))
-                row += 1
+            for row in sorted(_list_rows(array.path), reverse=True):
+                if row >= rows:
+                    shutil.rmtree(array.row_path(row))
         if _rows_on_disk(store.path / "steps") != rows:
             store.steps_array.write_metadata()
             write_row(store.steps_array, store.steps)
@@ -348,6 +364,12 @@ class StoreWriter:
         for name in ("tensors", "assets"):
             for part in (self.path / name).glob("*.part"):
                 part.unlink(missing_ok=True)
+
+
+def _list_rows(path: Path) -> list[int]:
+    """The rows of which an array has files."""
+    chunks = path / "c"
+    return [int(p.name) for p in chunks.iterdir() if p.name.isdecimal()] if chunks.is_dir() else []
 
 
 def _rows_on_disk(path: Path) -> int | None:
