@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 
 from trajkit.cli.console import Console
-from trajkit.cli.options import dry_run_option, example, memory_option, speaking, store_option
+from trajkit.cli.options import (
+    dry_run_option,
+    example,
+    memory_option,
+    pattern_option,
+    speaking,
+    store_option,
+)
 from trajkit.units import count, format_bytes, format_rate, format_seconds
 
 
@@ -16,10 +23,13 @@ from trajkit.units import count, format_bytes, format_rate, format_seconds
         "trajkit ingest ckpts/",
         "trajkit ingest runs/grpo --base Qwen2.5-1.5B --store run.zarr",
         "trajkit ingest ckpts/ --watch",
+        r"trajkit ingest ckpts/ --pattern 'epoch_(\d+)'",
+        "trajkit ingest 0=base/ 300=exports/late/",
     ),
 )
 @click.argument("ckpts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--base", type=click.Path(path_type=Path), help="The model before training: step 0.")
+@pattern_option
 @store_option
 @click.option(
     "--codec",
@@ -57,6 +67,7 @@ def ingest_command(
     console: Console,
     ckpts: tuple[Path, ...],
     base: Path | None,
+    pattern: str | None,
     store: Path,
     codec: str | None,
     keyframes: int | None,
@@ -70,9 +81,10 @@ def ingest_command(
     """Append every complete checkpoint below CKPTS that the store does not hold yet.
 
     CKPTS is a folder of step folders (checkpoint-N, global_step_N, step_N, iter_N, ...), or step
-    folders or .safetensors files themselves. Every checkpoint is kept bit for bit. Running it again
-    adds what is new; a step earlier than the last one kept is refused, and so is a step that was
-    written again since, unless --replace-from says where the new run begins.
+    folders or .safetensors files themselves; STEP=PATH names a step by hand. Every checkpoint is
+    kept bit for bit. Running it again adds what is new; a step earlier than the last one kept is
+    refused, and so is a step that was written again since, unless --replace-from says where the new
+    run begins.
 
     PEFT adapters are kept as their own tensors, A and B, with their config. Mind that a line in A
     and B is not a line in their product BA.
@@ -85,7 +97,13 @@ def ingest_command(
 
     if dry_run:
         plan = plan_ingest(
-            ckpts, store, base=base, dtype=dtype, memory=memory, replace_from=replace_from
+            ckpts,
+            store,
+            base=base,
+            dtype=dtype,
+            memory=memory,
+            replace_from=replace_from,
+            pattern=pattern,
         )
         console.data(plan)
         if plan.cut:
@@ -113,6 +131,7 @@ def ingest_command(
             watch=watch,
             poll_seconds=poll_seconds,
             replace_from=replace_from,
+            pattern=pattern,
             progress=progress,
         )
     console.data(result)

@@ -87,8 +87,7 @@ def _run(debug: bool) -> int:
         _complain("interrupted")
         return 130
     except click.ClickException as error:
-        with suppress(OSError):
-            error.show()
+        _show_misuse(error)
         return error.exit_code
     except (TrajkitError, MemoryError, ModuleNotFoundError) as error:
         if debug:
@@ -107,6 +106,18 @@ def _run(debug: bool) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"error: {where}{error.strerror or error}")
         return 1
+
+
+def _show_misuse(error: click.ClickException) -> None:
+    """A wrong argument on one line, with where to read on; the whole help where nothing was given."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        with suppress(OSError):
+            error.show()
+        return
+    context = getattr(error, "ctx", None)
+    command = "trajkit" if context is None else context.command_path
+    message = " ".join(error.format_message().split()).rstrip(".")
+    _complain(f"error: {message}; see '{command} --help'")
 
 
 def _complain(line: str) -> None:

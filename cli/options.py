@@ -31,6 +31,12 @@ memory_option = click.option(
 force_option = click.option(
     "--force", is_flag=True, help="Replace what trajkit wrote at the output path; nothing else is."
 )
+pattern_option = click.option(
+    "--pattern",
+    metavar="REGEX",
+    help="How the names of step folders or files look, where trajkit does not know the trainer: "
+    r"'epoch_(\d+)', the step in parentheses.",
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 seed_range = click.IntRange(0, 2**64 - 1)
 

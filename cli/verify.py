@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trajkit.cli.console import Console
-from trajkit.cli.options import example, memory_option, speaking, store_option
+from trajkit.cli.options import example, memory_option, pattern_option, speaking, store_option
 from trajkit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -27,10 +27,16 @@ if TYPE_CHECKING:
     help="Prove that the store holds these checkpoints bit for bit (may be repeated).",
 )
 @click.option("--base", type=click.Path(path_type=Path), help="With --against: the step 0 model.")
+@pattern_option
 @memory_option
 @speaking
 def verify_command(
-    console: Console, store: Path, against: tuple[Path, ...], base: Path | None, memory: str
+    console: Console,
+    store: Path,
+    against: tuple[Path, ...],
+    base: Path | None,
+    pattern: str | None,
+    memory: str,
 ) -> int:
     """Check every chunk and digest of the store; exit 1 when anything is damaged or differs.
 
@@ -40,7 +46,14 @@ def verify_command(
     from trajkit.reports.verify import verify
 
     with console.progress() as progress:
-        result = verify(store, against=against or None, base=base, memory=memory, progress=progress)
+        result = verify(
+            store,
+            against=against or None,
+            base=base,
+            pattern=pattern,
+            memory=memory,
+            progress=progress,
+        )
     console.data(result)
     for damage in result.bad:
         console.say(f"bad: {damage.what}")

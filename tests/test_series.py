@@ -461,3 +461,69 @@ def test_a_step_that_vanishes_while_looking_is_one_line(
     series = find_series([tmp_path])
     assert steps(series) == [5]
     assert [item.step for item in series.incomplete] == [6]
+
+
+@pytest.mark.parametrize("name", ["epoch_{}", "epoch_{}.safetensors", "ckpts/epoch_{}"])
+def test_names_by_a_pattern(tmp_path: Path, name: str):
+    for step in (2, 10):
+        write(tmp_path / "run" / name.format(step))
+    write(tmp_path / "run" / "checkpoint-7")  # a trainer's name counts no more
+    (tmp_path / "run" / "epoch_notes.txt").touch()
+    series = find_series([tmp_path / "run"], pattern=r"epoch_(\d+)")
+    assert steps(series) == [2, 10]
+    assert {found.layout for found in series.found} == {"pattern"}
+    one = tmp_path / "run" / name.format(10)
+    assert steps(find_series([one], pattern=r"epoch_(\d+)")) == [10]
+    (tmp_path / "run" / Path(name).parent / "epoch_11").mkdir()
+    series = find_series([tmp_path / "run"], pattern=r"epoch_(\d+)")
+    assert [look.step for look in series.incomplete] == [11]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("epoch_(", "not a regular expression"),
+        ("epoch_[0-9]+", r"has 0 groups, not one.*'epoch_\(\\d\+\)'"),
+        (r"(epoch)_(\d+)", "has 2 groups, not one"),
+        (r"(epoch_\d+)", "takes 'epoch_2' .* for the step, which is no whole number"),
+    ],
+)
+def test_patterns_that_name_no_step(tmp_path: Path, pattern: str, message: str):
+    write(tmp_path / "epoch_2")
+    with pytest.raises(InvalidInput, match=message):
+        find_series([tmp_path], pattern=pattern)
+
+
+def test_a_pattern_that_matches_nothing_says_what_is_there(tmp_path: Path):
+    write(tmp_path / "epoch-2")
+    with pytest.raises(NotFound, match=r"no name in it matches .* there are epoch-2"):
+        find_series([tmp_path], pattern=r"epoch_(\d+)")
+
+
+def test_steps_named_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path / "late")
+    write(tmp_path / "early" / "actor" / "huggingface")
+    write(tmp_path / "other.safetensors")
+    write(tmp_path / "7=odd")  # a path that is there is a path
+    monkeypatch.chdir(tmp_path)
+    series = find_series([Path("300=late"), Path("20=early"), Path("40=other.safetensors")])
+    assert steps(series) == [20, 40, 300]
+    assert series.found[0].path == Path("early/actor/huggingface")
+    assert steps(find_series([Path("7=odd")])) == [0]
+    with pytest.raises(NotFound, match="no such file or folder: nowhere"):
+        find_series([Path("5=nowhere")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound, match="no weights for step 5"):
+        find_series([Path("5=empty")])
+
+
+@pytest.mark.parametrize("layout", ["{}/checkpoint-{}", "{}/exp/checkpoints/global_step_{}"])
+def test_runs_under_one_parent_are_named(tmp_path: Path, layout: str):
+    for run in ("lr1", "lr2"):
+        write(tmp_path / "runs" / layout.format(run, 5))
+    (tmp_path / "runs" / "logs").mkdir()
+    with pytest.raises(NotFound, match=r"2 runs: .*lr1.*, .*lr2.*; pass the one that is meant"):
+        find_series([tmp_path / "runs"])
+    shutil.rmtree(tmp_path / "runs" / "lr2")
+    with pytest.raises(NotFound, match=r"1 run: .*lr1"):
+        find_series([tmp_path / "runs"])

@@ -3,6 +3,7 @@
 header      one safetensors file, checked before any data is read
 checkpoint  which tensors lie at which bytes of which files
 trainers    how trainers lay out their step folders: one line a layout
+naming      steps that the user names: a pattern, or STEP=PATH
 series      the step folders of a run, in order
 leftovers   what lies in step folders beside what is held
 converters  which tool makes safetensors of other formats

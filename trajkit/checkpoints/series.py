@@ -9,12 +9,19 @@ fails loudly instead of leaving a gap.
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trajkit.checkpoints.checkpoint import HalfWritten, is_shard, open_checkpoint
 from trajkit.checkpoints.header import is_folder, shown
+from trajkit.checkpoints.naming import (
+    STEP_AND_PATH,
+    find_matching,
+    find_named,
+    read_pattern,
+)
 from trajkit.checkpoints.trainers import (
     CONTAINERS,
     LOOKED_FOR,
@@ -29,6 +36,7 @@ from trajkit.checkpoints.trainers import (
     why_empty,
 )
 from trajkit.errors import InvalidInput, NotFound, StorageError, TrajkitError
+from trajkit.units import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +57,25 @@ def as_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
 
 
-def find_series(paths: Sequence[Path], base: Path | None = None) -> Series:
+def find_series(
+    paths: Sequence[Path], base: Path | None = None, pattern: str | None = None
+) -> Series:
     """Find the checkpoints in `paths`, and `base` as step 0.
 
     Each path is a folder of step folders (or a run's folder with ``weights/`` or ``checkpoints/``
     in it), a step folder, a folder within one (``global_step_5/actor/huggingface``), a folder of
     plain files, one ``.safetensors`` file, or a shell pattern of these. A folder of weights without
     a number beside step folders (the final model, as TRL saves it) is left out; alone it is step 0.
+    ``300=PATH`` says that the weights at PATH are step 300. `pattern` is a regular expression that
+    a name must match in full, ``.safetensors`` left out or not, and whose one group is the step; it
+    takes the place of the trainers' names.
 
     Raises :class:`NotFound` where a path is missing or nothing complete is there (the line names
     what was looked for, or the converter to run), :class:`InvalidInput` where two checkpoints claim
     one step. Only the headers of the last checkpoint, and of `base`, are read.
     """
-    looks = [look for path in paths for look in _look(Path(path))]
+    naming = None if pattern is None else read_pattern(pattern)
+    looks = [look for path in paths for look in _look(Path(path), naming)]
     found = _unique(look for look in looks if isinstance(look, Found))
     incomplete = [look for look in looks if isinstance(look, Incomplete)]
     while found:
@@ -113,8 +127,13 @@ def _find_base(path: Path) -> Found:
     return Found(0, weights, "base", path if is_folder(path) else None)
 
 
-def _look(path: Path) -> list[Found | Incomplete]:
+def _look(path: Path, naming: re.Pattern[str] | None = None) -> list[Found | Incomplete]:
     """Find all checkpoints that one given path means; raises where there is nothing."""
+    named = STEP_AND_PATH.fullmatch(str(path))
+    if named is not None and not os.path.lexists(path):
+        return [find_named(int(named[1]), Path(named[2]))]
+    if naming is not None and os.path.lexists(path):
+        return find_matching(path, naming)
     if not os.path.lexists(path):
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (may be absolute)
         looks = [look for match in matches for look in _look_at(Path(match))]
@@ -123,6 +142,12 @@ def _look(path: Path) -> list[Found | Incomplete]:
         missing = "matches no checkpoint" if matches else "no such file or folder"
         raise NotFound(f"{shown(path)}: {missing}; {LOOKED_FOR}")
     looks = _look_at(path)
+    if not looks and (runs := list_runs(path)):
+        names = ", ".join(shown(run) for run in runs[:5]) + (", ..." if runs[5:] else "")
+        raise NotFound(
+            f"{shown(path)}: holds no step itself, but {count(len(runs), 'run')}: {names}; pass the "
+            "one that is meant, each run into a --store of its own"
+        )
     if not looks:
         raise NotFound(f"{shown(path)}: no checkpoint: {why_empty(path)}")
     return looks
@@ -176,6 +201,30 @@ def _look_below(folder: Path) -> Iterator[Found | Incomplete]:
                 yield judge_step(path)
         elif file := STEP_FILE.fullmatch(name):
             yield Found(int(file[1]), path, "file")
+
+
+def list_runs(path: Path) -> list[Path]:
+    """The folders up to two levels below `path` in which step folders or step files lie."""
+    runs: list[Path] = []
+    for folder in _folders(path):
+        below = (
+            [folder] if _holds_steps(folder) else [f for f in _folders(folder) if _holds_steps(f)]
+        )
+        runs += below
+    return runs
+
+
+def _holds_steps(folder: Path) -> bool:
+    places = (folder, *(folder / name for name in CONTAINERS))
+    return any(isinstance(look, Found) for place in places for look in _look_below(place))
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        names = _list(path) if is_folder(path) else []
+    except StorageError:  # one that may not be looked into holds nothing for us
+        return []
+    return [path / name for name in names if is_folder(path / name) and not name.startswith(".")]
 
 
 def _list(folder: Path) -> list[str]:

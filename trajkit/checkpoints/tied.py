@@ -27,7 +27,8 @@ def match_tensors(
             if partner is None:
                 raise Mismatch(
                     f"{checkpoint.root}: tensor {name!r} of the store is missing (step "
-                    f"{checkpoint.step}); is this another run's checkpoint?"
+                    f"{checkpoint.step}); is this another run's checkpoint? "
+                    "each run needs a --store of its own"
                 )
             entry = have[partner]
             absent.append(name)
@@ -49,7 +50,8 @@ def match_tensors(
         if partner is None:
             raise Mismatch(
                 f"{checkpoint.root}: tensor {name!r} is not in the series' first checkpoint (step "
-                f"{checkpoint.step}); is this another run's checkpoint?"
+                f"{checkpoint.step}); is this another run's checkpoint? "
+                "each run needs a --store of its own"
             )
         tied[name] = partner
     return entries, dict(sorted(tied.items())), tuple(absent)

@@ -30,7 +30,8 @@ from trajkit.checkpoints.header import is_folder
 
 LOOKED_FOR = (
     "looked for checkpoint-N, global_step_N, global_stepN_hf, step_N, step-N, iter_N, "
-    "weights/step_N, *stepN.safetensors, model.safetensors and its shards"
+    "weights/step_N, *stepN.safetensors, model.safetensors and its shards; other names: "
+    r"--pattern 'epoch_(\d+)', or STEP=PATH"
 )
 
 STEP_FOLDERS = {

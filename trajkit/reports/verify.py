@@ -64,6 +64,7 @@ def verify(
     *,
     against: Sequence[str | Path] | str | Path | None = None,
     base: str | Path | None = None,
+    pattern: str | None = None,
     memory: str | int = DEFAULT_MEMORY_BYTES,
     progress: Progress | bool = False,
 ) -> VerifyResult:
@@ -75,6 +76,7 @@ def verify(
             store was made with ``--dtype``, what their tensors convert to is compared, and the step
             is listed in ``converted``: restoring does not give that file back.
         base: as in ingest, for ``against``.
+        pattern: as in ingest, for ``against``.
         memory: budget, above the interpreter and its libraries.
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
@@ -104,7 +106,7 @@ def verify(
     compared, others = Compared(), Leftovers(0, 0, ())
     if against is not None:
         paths = as_paths(against)
-        series = find_series(paths, None if base is None else Path(base))
+        series = find_series(paths, None if base is None else Path(base), pattern)
         for gone in series.incomplete:
             progress(Note(f"not compared: {gone.path}: {gone.reason}"))
         compared = compare(opened, series.found, budget, progress)

@@ -15,6 +15,7 @@ lock        the one writer
 place       the folder that a store is made in
 writer      appending checkpoints
 rewritten   steps whose files are no longer what was ingested
+account     what an ingest would do, and what it did
 ingest      verb: append what a trainer wrote
 output      where a verb may write a folder
 restore     verb: write a checkpoint back

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from trajkit.arrays import DTYPES
@@ -24,6 +23,7 @@ from trajkit.progress import (
     shows_progress,
     silent,
 )
+from trajkit.store.account import IngestPlan, IngestResult
 from trajkit.store.codecs import codec_by_name
 from trajkit.store.place import check_place
 from trajkit.store.rewritten import Rewritten, keep_before
@@ -31,50 +31,6 @@ from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
 from trajkit.store.writer import StoreWriter, bytes_a_worker, check_cast
 from trajkit.units import count, format_bytes, format_rate, parse_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class IngestPlan:
-    """What an ingest would do."""
-
-    steps: tuple[int, ...]
-    """training steps to append"""
-    skipped: tuple[int, ...]
-    """training steps the store already holds"""
-    raw_bytes: int
-    """bytes of the tensors to append"""
-    memory_bytes: int
-    """the plan's peak, above the interpreter and its libraries"""
-    workers: int
-    cut: tuple[int, ...] = ()
-    """training steps to be cut from the store first (``replace_from``)"""
-
-
-@dataclass(frozen=True, slots=True)
-class IngestResult:
-    """What an ingest did."""
-
-    store: str
-    steps: int
-    """committed steps in the store now"""
-    ingested: int
-    skipped: int
-    raw_bytes: int
-    """bytes of all committed checkpoints' tensors, uncoded"""
-    stored_bytes: int
-    """bytes of everything in the store but its fits"""
-    seconds: float
-    bytes_per_second: float
-    """raw bytes appended over the time taken"""
-    bottleneck: str | None
-    """the stage that set the pace: read, code, compress or write; None when nothing was appended"""
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    interrupted: bool = False
-    """whether an interrupt ended it (with ``watch``)"""
-    cut: tuple[int, ...] = ()
-    """training steps that were cut from the store first (``replace_from``)"""
-    rewritten: tuple[int, ...] = ()
-    """training steps in the store whose files were written again since they were ingested"""
 
 
 @shows_progress
@@ -90,6 +46,7 @@ def ingest(
     watch: bool = False,
     poll_seconds: float = 5.0,
     replace_from: int | None = None,
+    pattern: str | None = None,
     progress: Progress | bool = False,
 ) -> IngestResult:
     """Append the complete checkpoints found at ``paths`` to a store, which is made if missing.
@@ -98,7 +55,8 @@ def ingest(
     damaged or foreign checkpoint leaves the store as it was. Running it again adds what is new.
 
     Args:
-        paths: a folder of step folders, step folders, or files (see :mod:`trajkit.checkpoints.series`).
+        paths: a folder of step folders, step folders, files, or ``STEP=PATH`` (see
+            :func:`trajkit.checkpoints.series.find_series`).
         store: the store's folder, or the store or trajectory that is open.
         base: the model before training, appended as step 0.
         codec: ``zstd`` (default), ``lz4``, ``pcodec`` or ``none``; fixed when the store is made.
@@ -112,6 +70,8 @@ def ingest(
         poll_seconds: how often to look, with ``watch``.
         replace_from: cut the store's steps from this training step on, in one commit, and append
             what is found of them: a run was resumed and wrote them again. Steps before it stay.
+        pattern: a regular expression whose one group is the step, in place of the trainers' names:
+            ``epoch_([0-9]+)`` (see :func:`trajkit.checkpoints.series.find_series`).
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
@@ -129,7 +89,7 @@ def ingest(
         raise InvalidInput("replace_from and watch do not go together: replace first, then watch")
     path_list, base_path = as_paths(paths), None if base is None else Path(base)
     budget = parse_bytes(memory)
-    job = _Job(path_of(store), codec, keyframes, dtype, budget, progress, replace_from)
+    job = _Job(path_of(store), codec, keyframes, dtype, budget, progress, replace_from, pattern)
     interrupted = False
     try:
         if watch:
@@ -152,9 +112,10 @@ def plan_ingest(
     dtype: str | None = None,
     memory: str | int = DEFAULT_MEMORY_BYTES,
     replace_from: int | None = None,
+    pattern: str | None = None,
 ) -> IngestPlan:
     """What :func:`ingest` would append, from the headers alone; raises what it would raise."""
-    series = find_series(as_paths(paths), None if base is None else Path(base))
+    series = find_series(as_paths(paths), None if base is None else Path(base), pattern)
     job = _Job(path_of(store), None, None, dtype, parse_bytes(memory), silent, replace_from)
     committed = job.committed()
     held = keep_before(committed, replace_from, series.found)
@@ -180,7 +141,9 @@ class _Job:
         budget: int,
         progress: Progress,
         replace_from: int | None = None,
+        pattern: str | None = None,
     ) -> None:
+        self.pattern = pattern
         self.replace_from = replace_from
         self.cut: tuple[int, ...] = ()
         self.rewritten = Rewritten()
@@ -199,7 +162,7 @@ class _Job:
 
     def look(self, paths: Sequence[Path], base: Path | None) -> tuple[Found, ...]:
         """The complete checkpoints; a note for each that is not."""
-        series = find_series(paths, base)
+        series = find_series(paths, base, self.pattern)
         for gone in series.incomplete:
             self.note(f"passed over {gone.path}: {gone.reason}")
         return series.found
