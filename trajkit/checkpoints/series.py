@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trajkit.checkpoints.checkpoint import HalfWritten, is_shard, open_checkpoint
-from trajkit.checkpoints.header import is_folder, shown
+from trajkit.checkpoints.header import is_folder
 from trajkit.checkpoints.trainers import (
     CONTAINERS,
     LOOKED_FOR,
@@ -29,6 +29,7 @@ from trajkit.checkpoints.trainers import (
     why_empty,
 )
 from trajkit.errors import InvalidInput, NotFound, StorageError, TrajkitError
+from trajkit.text import shown
 
 
 @dataclass(frozen=True, slots=True)

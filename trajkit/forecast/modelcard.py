@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trajkit.checkpoints.config import architectures_of
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -56,9 +58,7 @@ compare with the last trained checkpoint before you rely on them.
 
 def _front_matter(config: Mapping[str, Any]) -> list[str]:
     lines = ["library_name: transformers"]
-    if any(
-        "ForCausalLM" in str(a) or "LMHead" in str(a) for a in config.get("architectures") or ()
-    ):
+    if any("ForCausalLM" in a or "LMHead" in a for a in architectures_of(config)):
         lines.append("pipeline_tag: text-generation")
     base = config.get("_name_or_path")
     if isinstance(base, str) and _HUB_ID.fullmatch(base) and not Path(base).exists():

@@ -13,6 +13,7 @@ lock        the one writer
 writer      appending checkpoints
 ingest      verb: append what a trainer wrote
 restore     verb: write a checkpoint back
+audit       frames checked while a fit passes over them
 check       every byte against its checksum
 compare     checkpoints on disk against the store
 """

@@ -1,14 +1,17 @@
 """The lock of a store's one writer."""
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
 from trajkit.disk import disk_errors
-from trajkit.errors import Locked, StorageError
+from trajkit.errors import FormatError, Locked, StorageError
+from trajkit.text import printable
 
 
 class StoreLock:
@@ -21,12 +24,12 @@ class StoreLock:
     def __enter__(self) -> Self:
         while True:
             with disk_errors(self.path):
-                file = self.path.open("a+")
+                file = self._open()
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = " ".join(file.read(200).split()) or "another process"
+                holder = printable(" ".join(file.read(200).split())) or "another process"
                 file.close()
                 raise Locked(
                     f"{self.path.parent}: {holder} is writing to this store; wait until it is done"
@@ -49,6 +52,21 @@ class StoreLock:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         return self
+
+    def _open(self) -> IO[str]:
+        """The lock file, made if it is missing; no link of any kind is followed."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise FormatError(f"{self.path}: is a symbolic link, not a lock; remove it") from None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(fd)
+            raise FormatError(f"{self.path}: expected a file with this one name; remove it")
+        return os.fdopen(fd, "r+", errors="replace")
 
     def __exit__(self, *exc: object) -> None:
         assert self._file is not None
