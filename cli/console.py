@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from trajkit.progress import Advanced, Event, Finished, Note, Progress, Started
+from trajkit.text import printable
 from trajkit.units import format_bytes, format_rate, format_seconds
 
 
@@ -25,7 +26,7 @@ class Console:
     def say(self, text: str = "") -> None:
         """A line of the result for people; with --json it is left out."""
         if not self.quiet and not self.as_json:
-            click.echo(text)
+            click.echo(printable(text))
 
     def data(self, result: Any) -> None:
         """The result as JSON on stdout, when --json asked for it."""
@@ -41,7 +42,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A warning on stderr, even with -q."""
-        click.echo(f"warning: {text}", err=True)
+        click.echo(f"warning: {printable(text)}", err=True)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

@@ -22,6 +22,7 @@ from trajkit.cli.report import report_command
 from trajkit.cli.restore import restore_command
 from trajkit.cli.verify import verify_command
 from trajkit.errors import TrajkitError
+from trajkit.text import printable
 
 
 class _InOrder(click.Group):
@@ -86,7 +87,7 @@ def main() -> None:
     except (TrajkitError, MemoryError) as error:
         if debug:
             traceback.print_exc()
-        line = " ".join(str(error).split()) or "out of memory"
+        line = printable(" ".join(str(error).split())) or "out of memory"
         click.echo(f"error: {line}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -201,13 +201,16 @@ class ZArray:
         """xxh3-128, in hex, of a row's shard files, one after the other.
 
         Raises:
-            FormatError: one is missing. StorageError: the disk refused to read it.
+            StorageError: one is missing, or cannot be read.
         """
         found = xxhash.xxh3_128()
         for path in self.shard_paths(row):
-            with reading(str(path)) as fd:
-                while content := os.read(fd, _HASHED_BYTES):
-                    found.update(content)
+            try:
+                with reading(str(path)) as fd:
+                    while content := os.read(fd, _HASHED_BYTES):
+                        found.update(content)
+            except FormatError as error:
+                raise StorageError(str(error)) from None
         return found.hexdigest()
 
     def _index(self, fd: int, path: str, row: int, s: int, cached: bool = True) -> Array:

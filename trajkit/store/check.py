@@ -35,8 +35,29 @@ class Damage:
     step: int | None = None
 
 
-def check_metadata(store: Store) -> Iterator[Damage]:
-    """Every zarr.json but the root (checked on opening) is byte for byte what trajkit writes."""
+LOOKS = 20
+"""how often metadata is looked at again because a writer has committed meanwhile"""
+
+
+def check_metadata(store: Store) -> list[Damage]:
+    """Every zarr.json but the root (checked on opening) is byte for byte what trajkit writes.
+
+    It is what the commit of this moment says, which may be a later one than ``store`` is of: a
+    writer may be appending.
+    """
+    now = store
+    for _ in range(LOOKS):
+        now = Store.open(store.path)
+        bad = list(_check_metadata(now))
+        if not bad or Store.open(store.path).commit == now.commit:
+            break
+    n = len(store.steps)
+    if now.commit.frames[:n] != store.commit.frames:
+        bad.append(Damage(f"{store.path}: was replaced while it was verified; run it again"))
+    return bad
+
+
+def _check_metadata(store: Store) -> Iterator[Damage]:
     for group in ("frames", "digests", "assets"):
         path = store.path / group / "zarr.json"
         yield from _expect(path, [GROUP])

@@ -54,6 +54,8 @@ def find_tensor(store: Store, name: str) -> TensorInfo:
 def read_bits(store: Store, dtype: str, start: int, stop: int, t: int) -> Array:
     """The bits of elements [start, stop) of a dtype's flat vector at frame ``t``, unsigned."""
     vector = store.vectors[dtype]
+    if stop - start > vector.chunk:
+        store.frames[dtype].check_extent(t)
     out = np.empty(stop - start, vector.dtype.bits)
     chunks = range(start // vector.chunk, -(-stop // vector.chunk)) if stop > start else range(0)
 
