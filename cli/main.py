@@ -10,6 +10,7 @@ import traceback
 import click
 
 from trajkit import __version__
+from trajkit.cli.addresses import spare_address_space
 from trajkit.cli.backtest import backtest_command
 from trajkit.cli.drop import drop_command
 from trajkit.cli.extrapolate import extrapolate_command
@@ -69,6 +70,7 @@ for _command in (
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    spare_address_space()
     debug = "--debug" in sys.argv[1:]
     try:
         code = cli.main(standalone_mode=False)

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -480,6 +482,30 @@ def test_info_while_a_writer_renames(store: Path, monkeypatch: pytest.MonkeyPatc
     listed = [*store.rglob("*"), gone]
     monkeypatch.setattr(Path, "rglob", lambda *_: iter(listed))
     assert Store.open(store).stored_bytes > 0
+
+
+# --- a container with little room
+
+
+def test_every_command_runs_in_a_gibibyte_of_addresses(store: Path) -> None:
+    """What glibc reserves for each thread would be most of it, and OpenBLAS aborts without."""
+    out = str(store.parent / "out")
+    for command in (
+        ["info", "--store", str(store)],
+        ["verify", "--store", str(store)],
+        ["fit", "--store", str(store)],
+        ["restore", "--store", str(store), "--step", "40", "-o", out + "1"],
+        ["extrapolate", "--store", str(store), "--steps", "60", "-o", out + "2"],
+        ["report", "--store", str(store), "-o", out + "3"],
+    ):
+        code = (
+            "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30));"
+            "from trajkit.cli.main import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr[-500:]}"
 
 
 # --- the page
