@@ -24,7 +24,6 @@ from trajkit.disk import canonical_json
 from trajkit.errors import FormatError, Mismatch, StorageError, TrajkitError
 from trajkit.parse import unzip
 from trajkit.reports.info import describe_store
-from trajkit.store.audit import frames_to_check
 from trajkit.store.check import check_metadata, check_sources
 from trajkit.store.commit import table_document
 from trajkit.store.store import Store
@@ -292,14 +291,6 @@ def test_a_tensor_left_out_as_tied_must_be_what_its_partner_is(tmp_path: Path) -
 
 
 # --- a frame in another's place
-
-
-def test_the_frames_checked_are_all_frames_once() -> None:
-    for n_frames, n_chunks, shard in ((5, 3, 2), (64, 1, 1024), (7, 2500, 1024), (300, 9, 4)):
-        for s in range(-(-n_chunks // shard)):
-            chunks = range(s * shard, min((s + 1) * shard, n_chunks))
-            seen = [t for k in chunks for t in frames_to_check(n_frames, k, n_chunks, shard)]
-            assert sorted(seen) == list(range(n_frames))
 
 
 @pytest.mark.parametrize("places", [(1, 2), (2, 1), (1, 3), (0, 3)])
