@@ -9,23 +9,30 @@ Measured (17 M elements, T = 64): with one frame checked in each chunk instead, 
 the processor time; this way 1.00, the median of six.
 """
 
+from typing import Protocol
+
 import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.kernels import api as kernels
-from trajkit.store.store import Store
+from trajkit.store.array import SHARD_CHUNKS
+
+
+class HasDigests(Protocol):
+    """What knows the digests of a series of frames: a store's, for one."""
+
+    def check_bits(self, dtype: str, t: int, k: int, bits: Array) -> None:
+        """Raise :class:`FormatError` unless these are chunk ``k``'s bits at frame ``t``, unpadded."""
 
 
 class Audit:
-    """All frames of a window in one chunk, as their codes come by in order."""
+    """All frames of a window in one chunk of ``n`` elements, as their codes come by in order."""
 
-    def __init__(self, store: Store, dtype: str, k: int) -> None:
-        self._store = store
+    def __init__(self, source: HasDigests, dtype: str, k: int, n: int) -> None:
+        self._source = source
         self._dtype = dtype
         self._k = k
-        start, stop = store.vectors[dtype].chunk_span(k)
-        self._n = stop - start
-        self._active = k % store.frames[dtype].shard_chunks == 0
+        self._n = n
         self._bits: Array | None = None
         """at the frame that came last; None before the first key frame"""
 
@@ -35,7 +42,7 @@ class Audit:
         Raises:
             FormatError: a frame's bits do not match their digest.
         """
-        if not self._active:
+        if self._k % SHARD_CHUNKS:
             return
         for t, (is_key, codes) in enumerate(zip(is_key_T, codes_TN, strict=True), begin):
             if is_key:
@@ -43,4 +50,4 @@ class Audit:
             elif self._bits is not None:
                 kernels.decode_frame(codes, self._bits, self._bits)
             if self._bits is not None:
-                self._store.check_bits(self._dtype, t, self._k, self._bits[: self._n])
+                self._source.check_bits(self._dtype, t, self._k, self._bits[: self._n])
