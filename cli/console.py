@@ -15,6 +15,7 @@ import click
 from trajkit.defaults import DEFAULT_FIT, DEFAULT_STORE
 from trajkit.errors import TrajkitWarning
 from trajkit.progress import Progress, show_progress, silent
+from trajkit.text import printable
 
 
 class Console:
@@ -28,7 +29,7 @@ class Console:
     def say(self, text: str = "") -> None:
         """A line of the result for people; with --json it is left out."""
         if not self.quiet and not self.as_json:
-            click.echo(text)
+            click.echo(printable(text))
 
     def data(self, result: Any) -> None:
         """The result as JSON on stdout, when --json asked for it."""
@@ -44,7 +45,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A warning on stderr, even with -q."""
-        click.echo(f"warning: {text}", err=True)
+        click.echo(f"warning: {printable(text)}", err=True)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """A subscriber for a verb's events: a bar on a terminal; with -v what each stage measured."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 import click
 
 from trajkit import __version__
+from trajkit.cli.addresses import spare_address_space
 from trajkit.cli.backtest import backtest_command
 from trajkit.cli.drop import drop_command
 from trajkit.cli.extrapolate import extrapolate_command
@@ -23,6 +24,7 @@ from trajkit.cli.report import report_command
 from trajkit.cli.restore import restore_command
 from trajkit.cli.verify import verify_command
 from trajkit.errors import TrajkitError, missing_library
+from trajkit.text import printable
 
 
 class _InOrder(click.Group):
@@ -69,6 +71,7 @@ for _command in (
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    spare_address_space()
     code = _run("--debug" in sys.argv[1:])
     try:
         if sys.stdout is not None:
@@ -123,7 +126,7 @@ def _show_misuse(error: click.ClickException) -> None:
 def _complain(line: str) -> None:
     """A line on stderr, if anybody takes it."""
     with suppress(OSError):
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
 
 
 def _stop_writing(error: OSError) -> int:

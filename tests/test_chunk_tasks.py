@@ -106,6 +106,10 @@ class MadeUp:
     def read_bits(self, dtype: str, t: int, k: int, out: np.ndarray) -> None:
         raise AssertionError("every frame is a key frame")
 
+    def check_bits(self, dtype: str, t: int, k: int, bits: np.ndarray) -> None:
+        stop = min(128 * (k + 1), 500)
+        assert np.array_equal(bits, self.values_TN.view(np.uint32)[t, 128 * k : stop])
+
     def close(self) -> None:
         self.closed = True
 

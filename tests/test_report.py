@@ -1,5 +1,7 @@
 """The report: what the page says, on real and on awkward runs; and the page in a browser."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -465,6 +467,10 @@ def browse(page: Path, folder: Path, width: int) -> dict[str, Any]:
     text = page.read_text()
     copy = folder / "copy.html"
     text = text.replace("<head>", "<head>" + PROBE_BEFORE, 1)
+    probe = PROBE_AFTER.removeprefix("<script>").removesuffix("</script>")
+    digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()
+    assert text.count("script-src '") == 1
+    text = text.replace("script-src '", f"script-src 'sha256-{digest}' '")  # all else stays refused
     copy.write_text(text.replace("</body>", PROBE_AFTER + "</body>", 1))
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
@@ -483,8 +489,6 @@ def browse(page: Path, folder: Path, width: int) -> dict[str, Any]:
     assert "CONSOLE" not in done.stderr
     found = re.search("PROBE([^<]*)END</pre>", done.stdout)
     assert found, done.stdout[-500:]
-    import base64
-
     seen: dict[str, Any] = json.loads(base64.b64decode(found[1]))
     return seen
 

@@ -110,7 +110,9 @@ def test_damage_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpts", "s.zarr"]
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/tmp/x.safetensors", "a/../../x", ""])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/tmp/x.safetensors", "//tmp/x", "a//x", "a/../../x", "a\n", ""]
+)
 @pytest.mark.parametrize("where", ["files", "index", "assets", "kept"])
 def test_a_store_cannot_write_outside_the_output(tmp_path: Path, name: str, where: str) -> None:
     """A record made by hand, every digest right, whose names leave the folder."""
@@ -122,7 +124,7 @@ def test_a_store_cannot_write_outside_the_output(tmp_path: Path, name: str, wher
         "files": replace(record, files=((name, record.files[0][1]),)),
         "index": replace(record, index=(name, "{}")),
         "assets": replace(record, assets={name: record.assets["config.json"]}),
-        "kept": replace(record, assets={"config.json": (name, "0")}),
+        "kept": replace(record, assets={"config.json": (name, 64 * "0")}),
     }[where]
     source, content = hostile.pack()
     source_path(store.path, source).write_bytes(content)

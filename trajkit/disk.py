@@ -5,13 +5,22 @@ import errno
 import json
 import os
 import shutil
+import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from trajkit.errors import StorageError, TrajkitError
+from trajkit.errors import FormatError, StorageError, TrajkitError
+from trajkit.text import shown
+
+MAX_DOCUMENT_BYTES = 100_000_000
+"""bytes of a file that is read whole, such as a ``zarr.json``"""
+MAX_FILE_NAME_BYTES = 255
+"""of one part of a path, on every common file system"""
 
 
 def canonical_json(document: Any) -> bytes:
@@ -22,13 +31,106 @@ def canonical_json(document: Any) -> bytes:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: beside it, to the disk, then renamed into place."""
     part = path.with_name(path.name + ".part")
-    with disk_errors(path), part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with disk_errors(path), created(part) as fd:
+        write_all(fd, content, 0)
+        os.fsync(fd)
     with disk_errors(path):
         part.replace(path)
         sync_directory(path.parent)
+
+
+@contextmanager
+def created(path: Path) -> Iterator[int]:
+    """A descriptor of a new, empty file to write to; whatever had its name is only unlinked.
+
+    A link there is not followed, be it symbolic or hard: what it leads to stays as it is.
+    """
+    fd = create_file(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def create_file(path: Path) -> int:
+    """A descriptor of a new, empty file, as in :func:`created`; for the caller to close."""
+    if os.path.lexists(path):
+        path.unlink()
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def open_file(path: str | Path) -> int:
+    """A descriptor of a regular file to read from; for the caller to close.
+
+    Raises:
+        FormatError: it is something else. A pipe would make us wait, a device never ends.
+        OSError: the system's reason why it cannot be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL, or a character that no path can have
+        raise FormatError(f"{shown(path)}: not the name of a file: {error}") from None
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or the like"
+        raise FormatError(f"{shown(path)}: expected a file, found {found}")
+    return fd
+
+
+def read_file(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+    """A regular file of bounded size, whole.
+
+    Raises:
+        FormatError: it is no regular file, or larger.
+        FileNotFoundError, NotADirectoryError: it is not there.
+        StorageError: the disk refused to read it.
+    """
+    try:
+        fd = open_file(path)
+        try:
+            size = os.fstat(fd).st_size
+            if size > max_bytes:
+                raise FormatError(f"{shown(path)}: {size} bytes, more than the {max_bytes} allowed")
+            parts = []
+            while size and (part := os.read(fd, size)):
+                parts.append(part)
+                size -= len(part)
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise StorageError(f"{shown(path)}: {error.strerror or error}") from error
+    return b"".join(parts)
+
+
+def is_inner(name: str) -> bool:
+    r"""Whether a relative name can only lie in the folder it is put into.
+
+    >>> [is_inner(n) for n in ("a/b.json", "//a", "a/../b", "a//b", "a\n", "\udcff", "")]
+    [True, False, False, False, False, False, False]
+    """
+    parts = name.split("/")
+    return name.isprintable() and all(
+        part not in ("", ".", "..") and len(part.encode()) <= MAX_FILE_NAME_BYTES for part in parts
+    )
+
+
+def refuse_links(root: Path, *folders: Path) -> None:
+    """Raise where a folder below ``root`` that is to be written into is a symbolic link.
+
+    Raises:
+        FormatError: one is; what it leads to is somebody else's.
+    """
+    for folder in folders:
+        while folder != root and root in folder.parents:
+            if folder.is_symlink():
+                raise FormatError(
+                    f"{shown(folder)}: is a symbolic link, and trajkit writes through none in its "
+                    "own folders; put the folder itself in its place"
+                )
+            folder = folder.parent
 
 
 def sync_directory(path: Path) -> None:

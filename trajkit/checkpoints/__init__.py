@@ -10,6 +10,7 @@ converters  which tool makes safetensors of other formats
 layout      flat vectors: where every element of a model lies
 reader      one checkpoint as flat vectors
 cast        floating-point bits rounded to another dtype
+config      the model's config.json
 record      what is kept of a checkpoint's files
 tied        tensors that share their values
 shards      which safetensors files a folder to be written consists of

@@ -24,14 +24,14 @@ from trajkit.checkpoints.header import (
     StoredTensor,
     find_file,
     is_folder,
-    parse_object,
-    quoted,
     read_header,
     read_into,
     read_small,
-    shown,
 )
+from trajkit.disk import is_inner
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
+from trajkit.parse import parse_object
+from trajkit.text import quoted, shown
 
 __all__ = [
     "Checkpoint",
@@ -141,6 +141,12 @@ def open_checkpoint(path: Path, step: int = 0) -> Checkpoint:
     files, stored = _read_headers(root, names, index_name)
     _check_homes(files, stored, root, index_name, weight_map)
     side_files = _find_side_files(root)
+    for name in (*names, *((index_name,) if index_name else ()), *side_files):
+        if not is_inner(name):
+            raise FormatError(
+                f"{shown(root)}: the file name {quoted(name)} cannot be kept: expected printable "
+                "UTF-8; rename the file"
+            )
     adapter = names[0].startswith("adapter_model") or (
         path.name == names[0] != _WHOLE[0] and "adapter_config.json" in side_files
     )

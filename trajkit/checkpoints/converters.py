@@ -8,7 +8,8 @@ import os
 import re
 from pathlib import Path
 
-from trajkit.checkpoints.header import is_folder, shown
+from trajkit.checkpoints.header import is_folder
+from trajkit.text import shown
 
 _CONVERTERS = (
     (

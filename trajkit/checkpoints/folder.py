@@ -37,12 +37,14 @@ from trajkit.disk import (
     WriteBack,
     disk_errors,
     exchange,
+    is_inner,
     remove_path,
     sync_directory,
     sync_file,
     write_all,
 )
 from trajkit.errors import AlreadyExists, FormatError, Locked
+from trajkit.text import quoted
 
 
 class FolderWriter:
@@ -98,9 +100,7 @@ class FolderWriter:
         """Create the safetensors files, once: full size, header but for its length, no data."""
         with disk_errors(self.out):
             for file in files:
-                path = self.part / file.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                fd = self._create(file.name)
                 try:
                     os.truncate(fd, file.n_bytes)
                     write_all(fd, file.header, 8)
@@ -131,7 +131,8 @@ class FolderWriter:
         if writing is None or was != file:
             if writing is not None:
                 os.close(self._open.pop(thread)[1].fd)
-            writing = WriteBack(os.open(self.part / self._files[file].name, os.O_WRONLY))
+            path = self.part / self._files[file].name
+            writing = WriteBack(os.open(path, os.O_WRONLY | os.O_NOFOLLOW))
             self._open[thread] = file, writing
         write_all(writing.fd, piece, offset)
         writing.wrote(offset, len(piece))
@@ -144,9 +145,19 @@ class FolderWriter:
     def write_side_file(self, name: str, content: bytes) -> None:
         """Write a file that belongs beside the shards, such as config.json."""
         with disk_errors(self.out):
-            path = self.part / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            fd = self._create(name)
+            try:
+                write_all(fd, content, 0)
+            finally:
+                os.close(fd)
+
+    def _create(self, name: str) -> int:
+        """A descriptor of a new file in the part folder: nowhere else, and there once."""
+        if not is_inner(name):
+            raise FormatError(f"{self.out}: the file name {quoted(name)} leaves the folder")
+        path = self.part / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
 
     def finish(self) -> None:
         """Bring everything to the disk; from here on the part folder is a complete one."""

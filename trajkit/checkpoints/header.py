@@ -17,22 +17,20 @@ regular files. Reads are plain ``os.preadv``: no mmap, so memory is bounded and 
 ever unpickled.
 """
 
-import json
 import os
 import stat
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from trajkit.arrays import by_code
+from trajkit.disk import open_file
 from trajkit.errors import FormatError, StorageError, Unsupported
+from trajkit.parse import MAX_NAME_CHARACTERS, parse_object
+from trajkit.text import quoted, shown
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit for a header; held for index and side files as well."""
-MAX_JSON_VALUES = 8_000_000
-"""Commas and brackets a header may hold, so that parsing one stays under about 1 GB."""
-MAX_NAME_CHARACTERS = 4096
 MAX_DIMENSIONS = 64  # numpy's limit
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -96,8 +94,16 @@ def read_header(root: Path, name: str) -> tuple[CheckpointFile, list[StoredTenso
     finally:
         os.close(fd)
     raw = bytes(header)
-    tensors = _check_tensors(parse_object(raw, f"{where}: header"), where, 8 + length, size)
+    tensors = check_header(raw, where, size)
     return CheckpointFile(name, root / name, raw, 8 + length, size), tensors
+
+
+def check_header(raw: bytes, where: str, size: int | None = None) -> list[StoredTensor]:
+    """Check that a header's tensors tile the data behind it exactly; they come in offset order.
+
+    ``size`` is of the whole file; None where there is no file, and any end will do.
+    """
+    return _check_tensors(parse_object(raw, f"{where}: header"), where, 8 + len(raw), size)
 
 
 def read_small(root: Path, name: str) -> bytes:
@@ -176,79 +182,18 @@ def find_file(root: Path, name: str) -> tuple[Path, int]:
     return real, status.st_size
 
 
-def shown(text: object) -> str:
-    r"""Fit `text` into a message: one line of bounded length, whatever a hostile name holds.
-
-    >>> shown("a" * 300)[-8:], shown("two\nlines")
-    ('aaaaa...', "'two\\nlines'")
-    """
-    line = str(text)
-    if not line.isprintable():
-        line = repr(line[:1000])
-    return line if len(line) <= 240 else line[:237] + "..."
-
-
-def quoted(value: object) -> str:
-    """Fit a JSON value into a message, as JSON writes it; long ones are cut.
-
-    >>> quoted([1, True, "x"]), quoted("a/b")
-    ('[1, true, "x"]', '"a/b"')
-    """
-    try:
-        return shown(json.dumps(value)[:1000])
-    except ValueError:  # an integer of thousands of digits
-        return f"a {type(value).__name__} too long to print"
-
-
-def parse_object(raw: bytes, where: str) -> dict[str, Any]:
-    """Parse the one JSON object in `raw`; anything else, or a key twice, is refused."""
-    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
-        raise FormatError(f"{where}: more than {MAX_JSON_VALUES} JSON values")
-    if not raw.startswith(b"{"):
-        raise FormatError(f"{where}: expected a JSON object, found {raw[:16]!r}")
-    try:
-        parsed: dict[str, Any] = json.loads(
-            raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
-    except _DuplicateKeyError as error:
-        raise FormatError(f"{where}: key {quoted(error.args[0])} occurs twice") from None
-    except RecursionError:
-        raise FormatError(f"{where}: JSON is nested too deeply") from None
-    except ValueError as error:
-        raise FormatError(f"{where}: is not JSON: {shown(error)}") from None
-    return parsed
-
-
-class _DuplicateKeyError(Exception):
-    """A JSON object holds a key twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of a JSON object's pairs, unless a key comes twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = sorted(key for key, _ in pairs)
-        raise _DuplicateKeyError(next(a for a, b in pairwise(keys) if a == b))
-    return found
-
-
-def _refuse_constant(text: str) -> None:
-    """Refuse NaN and Infinity, which JSON does not have."""
-    raise ValueError(f"{text} is not JSON")
-
-
 def _open(root: Path, name: str) -> tuple[int, int]:
     """Open a regular file inside `root`; gives the descriptor and the file's size."""
     real = find_file(root, name)[0]
     try:
-        fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_file(real)
     except OSError as error:
         raise StorageError(f"{shown(root / name)}: cannot be opened: {error.strerror}") from error
     return fd, os.fstat(fd).st_size
 
 
 def _check_tensors(
-    header: dict[str, Any], where: str, data_start: int, size: int
+    header: dict[str, Any], where: str, data_start: int, size: int | None
 ) -> list[StoredTensor]:
     """Check that a parsed header's tensors tile the data exactly; they come in offset order."""
     metadata = header.pop("__metadata__", {})
@@ -266,6 +211,8 @@ def _check_tensors(
             )
         if n_bytes:
             cursor, last = begin + n_bytes, name
+    if size is None:
+        return tensors
     if cursor > size:
         raise HalfWritten(
             f"{where}: is cut: {cursor} bytes expected (the end of {_named(last)}), found {size}"

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trajkit.checkpoints.header import is_folder, shown
+from trajkit.checkpoints.header import is_folder
 from trajkit.errors import StorageError
+from trajkit.text import shown
 
 
 @dataclass(frozen=True, slots=True)

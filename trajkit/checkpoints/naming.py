@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from trajkit.checkpoints.header import is_folder, shown
+from trajkit.checkpoints.header import is_folder
 from trajkit.checkpoints.trainers import (
     CONTAINERS,
     TEMPORARY,
@@ -14,6 +14,7 @@ from trajkit.checkpoints.trainers import (
     why_empty,
 )
 from trajkit.errors import InvalidInput, NotFound, StorageError
+from trajkit.text import shown
 
 STEP_AND_PATH = re.compile(r"([0-9]{1,18})=(.+)", re.DOTALL)
 _SUFFIX = ".safetensors"

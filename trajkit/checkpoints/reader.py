@@ -12,6 +12,7 @@ from trajkit.checkpoints.cast import convert_bits, stored_dtype
 from trajkit.checkpoints.checkpoint import Checkpoint, HalfWritten, TensorEntry, read_into
 from trajkit.checkpoints.layout import CHUNK_ELEMENTS, FlatVector, Span, TensorInfo, lay_out
 from trajkit.checkpoints.tied import _COMPARE_BYTES, match_tensors
+from trajkit.disk import open_file
 from trajkit.errors import Mismatch, NotFound, StorageError
 
 
@@ -151,7 +152,7 @@ class FlatReader:
         """Open a file of the checkpoint and check that it is the one whose header was read."""
         known = self.checkpoint.files[file]
         try:
-            fd = os.open(known.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_file(known.path)
         except FileNotFoundError:
             raise NotFound(
                 f"{known.path}: removed since the checkpoint was opened; run again to go on with "

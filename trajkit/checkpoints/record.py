@@ -2,16 +2,22 @@
 
 import gzip
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Self
 
 from trajkit.checkpoints.checkpoint import Checkpoint
 from trajkit.checkpoints.reader import FlatReader
-from trajkit.disk import canonical_json
-from trajkit.errors import FormatError, NotFound, StorageError
+from trajkit.disk import canonical_json, is_inner, read_file
+from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
+from trajkit.parse import Node, parse_json, unzip
+from trajkit.text import quoted, shown
+
+SOURCE_DIGITS = 16
+"""of the sha256 that names a record"""
+MAX_RECORD_BYTES = 256 << 20
+"""of a record's document, unpacked: the headers and the index of a million tensors"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +53,65 @@ class SourceRecord:
                 "stamps": dict(self.stamps),
             }
         )
+        if len(document) > MAX_RECORD_BYTES:
+            raise Unsupported(
+                f"headers and index of a checkpoint take {len(document)} bytes, more than the "
+                f"{MAX_RECORD_BYTES} that are kept"
+            )
         content = gzip.compress(document, mtime=0)
-        return hashlib.sha256(content).hexdigest()[:16], content
+        return _id_of(content), content
 
     @classmethod
     def read(cls, store_path: Path, source: str) -> Self:
         """The record ``source`` of a store; raises :class:`FormatError` when it is damaged."""
         path = source_path(store_path, source)
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise FormatError(f"{path}: missing from the store") from None
-        if hashlib.sha256(content).hexdigest()[:16] != source:
-            raise FormatError(f"{path}: damaged: its digest does not match its name")
-        raw: dict[str, Any] = json.loads(gzip.decompress(content))
-        record = cls(
-            files=tuple((name, header) for name, header in raw["files"]),
-            index=tuple(raw["index"]) if raw["index"] else None,
-            prefix=raw["prefix"],
-            tied=raw["tied"],
-            absent=tuple(raw["absent"]),
-            assets={name: (file, sha) for name, (file, sha) in raw["assets"].items()},
-            stamps={name: (size, time) for name, (size, time) in raw.get("stamps", {}).items()},
-        )
-        index = () if record.index is None else (record.index[0],)
-        kept = (file for file, _ in record.assets.values())
-        for file in (*(name for name, _ in record.files), *index, *record.assets, *kept):
-            parts = PurePosixPath(file).parts
-            if not parts or parts[0] == "/" or ".." in parts or "\0" in file:
-                raise FormatError(f"{path}: refused: the file name {file!r} leaves its folder")
+            content = read_file(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FormatError(f"{shown(path)}: missing from the store") from None
+        if _id_of(content) != source:
+            raise FormatError(f"{shown(path)}: damaged: its digest does not match its name")
+        document = unzip(content, shown(path), MAX_RECORD_BYTES)
+        record = cls._parse(parse_json(document, shown(path)))
+        try:
+            record.check_names()
+        except FormatError as error:
+            raise FormatError(f"{shown(path)}: refused: {error}") from None
         return record
+
+    @classmethod
+    def _parse(cls, raw: Node) -> Self:
+        """The record in its document, every field of its type."""
+        pairs = [pair.items(2) for pair in raw["files"].items()]
+        index = None if (found := raw.get("index")) is None else found.items(2)
+        assets = {name: node.items(2) for name, node in raw["assets"].entries()}
+        prefix, stamps = raw["prefix"].content(), raw.get("stamps")
+        return cls(
+            files=tuple((name.content(), header.content()) for name, header in pairs),
+            index=None if index is None else (index[0].content(), index[1].content()),
+            prefix=prefix if not prefix else raw["prefix"].text(),
+            tied={name: node.text() for name, node in raw["tied"].entries()},
+            absent=tuple(node.text() for node in raw["absent"].items()),
+            assets={name: (file.content(), sha.digest(64)) for name, (file, sha) in assets.items()},
+            stamps={} if stamps is None else dict(map(_parse_stamp, stamps.entries())),
+        )
+
+    def check_names(self) -> None:
+        """Check that restoring this record writes each file once, and inside its folder.
+
+        Raises:
+            FormatError: a name leaves its folder, or two files would lie in one place.
+        """
+        index = () if self.index is None else (self.index[0],)
+        written = (*(name for name, _ in self.files), *index, *self.assets)
+        for name in (*written, *(file for file, _ in self.assets.values())):
+            if not is_inner(name):
+                raise FormatError(f"the file name {quoted(name)} leaves its folder")
+        places = set(written)
+        for name in written:
+            above = {str(p) for p in PurePosixPath(name).parents}
+            if len(places) < len(written) or above & places:
+                raise FormatError(f"two files would lie at {quoted(name)}, or one in the other")
 
     def differences(self, other: Self) -> Iterator[str]:
         """What restoring this record would write differently than ``other``, a line each."""
@@ -121,6 +156,11 @@ def describe_source(
     )
 
 
+def _parse_stamp(entry: tuple[str, Node]) -> tuple[str, tuple[int, int]]:
+    size, time = entry[1].items(2)
+    return entry[0], (size.whole(), time.whole(-(1 << 63)))
+
+
 def stamp_files(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """What shows that a checkpoint's files were written to: name -> (bytes, ns of the change).
 
@@ -147,3 +187,8 @@ def stamp_file(path: Path) -> tuple[int, int]:
 def source_path(store_path: Path, source: str) -> Path:
     """Where a source record lies."""
     return store_path / "assets" / f"source-{source}.json.gz"
+
+
+def _id_of(content: bytes) -> str:
+    """The name of a record: the beginning of its bytes' sha256."""
+    return hashlib.sha256(content).hexdigest()[:SOURCE_DIGITS]

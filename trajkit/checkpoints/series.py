@@ -15,13 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trajkit.checkpoints.checkpoint import HalfWritten, is_shard, open_checkpoint
-from trajkit.checkpoints.header import is_folder, shown
-from trajkit.checkpoints.naming import (
-    STEP_AND_PATH,
-    find_matching,
-    find_named,
-    read_pattern,
-)
+from trajkit.checkpoints.header import is_folder
+from trajkit.checkpoints.naming import STEP_AND_PATH, find_matching, find_named, read_pattern
 from trajkit.checkpoints.trainers import (
     CONTAINERS,
     LOOKED_FOR,
@@ -36,6 +31,7 @@ from trajkit.checkpoints.trainers import (
     why_empty,
 )
 from trajkit.errors import InvalidInput, NotFound, StorageError, TrajkitError
+from trajkit.text import shown
 from trajkit.units import count
 
 

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from trajkit.arrays import DTYPES, Array
+from trajkit.checkpoints.header import StoredTensor, check_header
 from trajkit.checkpoints.layout import FlatVector, TensorInfo, tensors_of
 from trajkit.checkpoints.record import SourceRecord
-from trajkit.errors import Mismatch
+from trajkit.checkpoints.tied import possible_partners
+from trajkit.errors import FormatError, Mismatch
+from trajkit.parse import parse_object
+from trajkit.text import quoted, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,37 +30,96 @@ class PlannedFile:
     """(tensor of the store, absolute byte offset) for every tensor in the file"""
 
 
-def plan_files(record: SourceRecord, vectors: Mapping[str, FlatVector]) -> tuple[PlannedFile, ...]:
+def plan_files(
+    record: SourceRecord, vectors: Mapping[str, FlatVector], cast: str | None = None
+) -> tuple[PlannedFile, ...]:
     """The files of a source layout, byte for byte as they were where dtypes are unchanged.
 
-    Where the store holds a tensor in another dtype than the source did (``--dtype``), the header is
+    Where the store holds a tensor in another dtype than the source did (``cast``), the header is
     written anew with the same tensors in the same order.
+
+    Raises:
+        FormatError: a header is not one, its tensors do not tile the file, or the index places
+            them elsewhere.
+        Mismatch: the files' tensors are not the store's: one is missing, comes twice, or has
+            another shape or dtype.
     """
     table = tensors_of(vectors)
-    return tuple(_plan_file(name, header, record, table) for name, header in record.files)
+    stored = {name: check_header(header.encode(), shown(name)) for name, header in record.files}
+    _check_tensors(record, table, stored, cast)
+    if record.index is not None:
+        _check_index(*record.index, stored)
+    return tuple(
+        _plan_file(name, header, stored[name], record, table) for name, header in record.files
+    )
+
+
+def _check_tensors(
+    record: SourceRecord,
+    table: Mapping[str, TensorInfo],
+    stored: Mapping[str, Sequence[StoredTensor]],
+    cast: str | None,
+) -> None:
+    """Check that the files hold every tensor of the store once, as it is in the store."""
+    left, aliases = dict(table), dict(record.tied)
+    for file, tensors in stored.items():
+        for stored_name, dtype, shape, _, _ in tensors:
+            name = f"{shown(file)}: tensor {quoted(stored_name)}"
+            canonical = stored_name.removeprefix(record.prefix)
+            if not stored_name.startswith(record.prefix):
+                raise Mismatch(f"{name} lacks the prefix {quoted(record.prefix)} of all others")
+            if (partner := aliases.pop(canonical, None)) is not None:
+                info = table.get(partner)
+                if canonical in table or info is None:
+                    raise Mismatch(f"{name} cannot be tied to {quoted(partner)} of the store")
+            else:
+                info = left.pop(canonical, None)
+            if info is None:
+                raise Mismatch(f"{name} of the layout is not in the store, or comes twice")
+            kept = cast if cast and DTYPES[dtype].is_float else dtype
+            if (info.shape, info.dtype) != (shape, kept):
+                raise Mismatch(
+                    f"{name} is {dtype} {list(shape)}, in the store {info.dtype} {list(info.shape)}"
+                )
+    if aliases:
+        raise Mismatch(f"no file holds the tensor {quoted(next(iter(aliases)))} of the layout")
+    if left.keys() != set(record.absent):
+        name = next(iter(left.keys() ^ set(record.absent)))
+        raise Mismatch(f"no file of the layout holds the store's tensor {quoted(name)}")
+    written = {name: info for name, info in table.items() if name not in left}
+    for name, info in left.items():
+        if not possible_partners(name, info.shape, written):
+            raise Mismatch(f"the layout leaves out {quoted(name)}, which nothing is tied to")
+
+
+def _check_index(name: str, text: str, stored: Mapping[str, Sequence[StoredTensor]]) -> None:
+    """Check that the index places every tensor in the file that holds it."""
+    homes = {tensor[0]: file for file, tensors in stored.items() for tensor in tensors}
+    if parse_object(text.lstrip().encode(), shown(name)).get("weight_map") != homes:
+        raise FormatError(f"{shown(name)}: does not place the tensors where the files have them")
 
 
 def _plan_file(
-    name: str, header: str, record: SourceRecord, table: Mapping[str, TensorInfo]
+    name: str,
+    header: str,
+    stored: Sequence[StoredTensor],
+    record: SourceRecord,
+    table: Mapping[str, TensorInfo],
 ) -> PlannedFile:
-    entries: dict[str, Any] = json.loads(header)
-    metadata = entries.pop("__metadata__", None)
-    ordered = sorted(entries.items(), key=lambda item: tuple(item[1]["data_offsets"]))
     kept: list[tuple[str, TensorInfo]] = []
-    for stored_name, _ in ordered:
+    for stored_name, *_ in stored:
         canonical = stored_name.removeprefix(record.prefix)
-        canonical = record.tied.get(canonical, canonical)
-        if canonical not in table:
-            raise Mismatch(f"{name}: tensor {stored_name!r} of the layout is not in the store")
-        kept.append((stored_name, table[canonical]))
-    if any(DTYPES[i.dtype].code != entries[n]["dtype"] for n, i in kept):
+        kept.append((stored_name, table[record.tied.get(canonical, canonical)]))
+    if any(info.dtype != dtype for (_, info), (_, dtype, *_) in zip(kept, stored, strict=True)):
+        metadata = parse_object(header.encode(), shown(name)).get("__metadata__")
         header = _make_header(kept, metadata)
-        entries = json.loads(header)
+        stored = check_header(header.encode(), shown(name))
     raw = header.encode()
-    start = 8 + len(raw)
-    places = tuple((info.name, start + entries[n]["data_offsets"][0]) for n, info in kept)
-    end = max((entries[n]["data_offsets"][1] for n, _ in kept), default=0)
-    return PlannedFile(name, raw, start + end, places)
+    places = tuple(
+        (info.name, begin) for (_, info), (_, _, _, begin, _) in zip(kept, stored, strict=True)
+    )
+    end = max((begin + n for *_, begin, n in stored), default=8 + len(raw))
+    return PlannedFile(name, raw, end, places)
 
 
 def _make_header(kept: Sequence[tuple[str, TensorInfo]], metadata: Any) -> str:

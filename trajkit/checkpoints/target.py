@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trajkit.checkpoints.header import read_small, shown
+from trajkit.checkpoints.header import read_small
 from trajkit.disk import disk_errors
 from trajkit.errors import AlreadyExists, StorageError, TrajkitError
+from trajkit.text import shown
 
 SIGNS = {"trajkit.json": "checkpoint", "summary.json": "report"}
 """files that say in ``made_by`` that trajkit wrote the folder, and what the folder then is"""

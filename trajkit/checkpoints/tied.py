@@ -1,12 +1,14 @@
 """Tensors that share their values, and names that are absent because of it."""
 
-import json
 from collections.abc import Mapping
 
 from trajkit.checkpoints.cast import stored_dtype
 from trajkit.checkpoints.checkpoint import Checkpoint, TensorEntry
+from trajkit.checkpoints.config import parse_config
 from trajkit.checkpoints.layout import TensorInfo
+from trajkit.disk import read_file
 from trajkit.errors import InvalidInput, Mismatch
+from trajkit.text import shown
 
 _TIED_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -64,12 +66,25 @@ def tied_partner(
     checkpoint: Checkpoint,
 ) -> str | None:
     """The tensor that ``name`` is tied to by the config: a head's embedding, or the reverse."""
+    partners = possible_partners(name, shape, among)
+    return partners[0] if len(partners) == 1 and ties_embeddings(checkpoint) else None
+
+
+def possible_partners(
+    name: str,
+    shape: tuple[int, ...],
+    among: Mapping[str, TensorEntry] | Mapping[str, TensorInfo],
+) -> list[str]:
+    """The tensors of the same shape that ``name`` can be tied to by its name.
+
+    >>> among = {"model.wte.weight": TensorInfo("model.wte.weight", "bfloat16", (4, 2), 0)}
+    >>> possible_partners("lm_head.weight", (4, 2), among), possible_partners("w", (4, 2), among)
+    (['model.wte.weight'], [])
+    """
     for these, those in ((_TIED_HEADS, _EMBEDDINGS), (_EMBEDDINGS, _TIED_HEADS)):
         if name.endswith(these):
-            partners = [n for n in among if n.endswith(those) and among[n].shape == shape]
-            if len(partners) == 1 and ties_embeddings(checkpoint):
-                return partners[0]
-    return None
+            return [n for n in among if n.endswith(those) and among[n].shape == shape]
+    return []
 
 
 def ties_embeddings(checkpoint: Checkpoint) -> bool:
@@ -78,11 +93,9 @@ def ties_embeddings(checkpoint: Checkpoint) -> bool:
     if path is None:
         return False
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path}: not a readable JSON file: {error}") from error
-    if not isinstance(config, dict):
-        raise InvalidInput(f"{path}: not a JSON object")
+        config = parse_config(read_file(path), shown(path))
+    except OSError as error:  # removed since the folder was listed
+        raise InvalidInput(f"{shown(path)}: not a readable JSON file: {error}") from error
     tied = config.get("tie_word_embeddings")
     text = config.get("text_config")
     if tied is None and isinstance(text, dict):

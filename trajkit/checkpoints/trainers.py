@@ -27,6 +27,8 @@ from pathlib import Path
 from trajkit.checkpoints.checkpoint import holds_weights
 from trajkit.checkpoints.converters import conversion
 from trajkit.checkpoints.header import is_folder
+from trajkit.disk import read_file
+from trajkit.errors import FormatError
 
 LOOKED_FOR = (
     "looked for checkpoint-N, global_step_N, global_stepN_hf, step_N, step-N, iter_N, "
@@ -115,9 +117,8 @@ def locate_weights(folder: Path) -> Path | None:
 def read_marker(path: Path) -> int | None:
     """Read the newest complete step from a marker file; None if it says nothing."""
     try:
-        with path.open("rb") as file:
-            text = file.read(64).strip()
-    except OSError:
+        text = read_file(path, 4096).strip()
+    except (OSError, FormatError):
         return None
     return int(text) if re.fullmatch(rb"[0-9]{1,18}", text) else None
 

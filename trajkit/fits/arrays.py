@@ -64,6 +64,8 @@ def _element_array(
 
 def read_elements(array: ZArray, start: int, stop: int) -> Array:
     """Elements [start, stop) of a 1-D array."""
+    if stop - start > array.chunk:
+        array.check_extent(0)
     out = np.empty(stop - start, array.dtype)
     chunk = np.empty(array.chunk, array.dtype)
     for k in range(start // array.chunk, -(-stop // array.chunk) if stop > start else 0):

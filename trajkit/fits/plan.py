@@ -15,8 +15,8 @@ from trajkit.units import format_bytes
 BATCH_FRAMES = 128
 """frames of a chunk decoded into memory at once, where the budget allows"""
 _SMALLEST_BATCH = 8
-_SCRATCH_ROWS = 2
-"""rows that reading needs: coded bytes, and bit planes"""
+_SCRATCH_ROWS = 3
+"""rows that reading needs: coded bytes, bit planes, and the bits of a frame that is checked"""
 _STATE_BYTES = 192
 """sums, solution and coded results of one element while a chunk is in work or waits"""
 _SUMS_BYTES = 64

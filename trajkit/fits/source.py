@@ -40,6 +40,9 @@ class CodeSource(Protocol):
     def read_bits(self, dtype: str, t: int, k: int, out: Array) -> None:
         """Fill ``out`` (unsigned [C]) with the bits of chunk ``k`` at frame ``t``; raises likewise."""
 
+    def check_bits(self, dtype: str, t: int, k: int, bits: Array) -> None:
+        """Raise :class:`FormatError` unless these are chunk ``k``'s bits at frame ``t``, unpadded."""
+
     def close(self) -> None:
         """Close what is open; nobody reads any more."""
 
@@ -103,6 +106,9 @@ class StoreCodes:
 
     def read_bits(self, dtype: str, t: int, k: int, out: Array) -> None:
         self.store.read_bits(dtype, t, k, out, self._scratch.array("codes", out.shape, out.dtype))
+
+    def check_bits(self, dtype: str, t: int, k: int, bits: Array) -> None:
+        self.store.check_bits(dtype, t, k, bits)
 
     def close(self) -> None:
         for reader in self._readers.values():

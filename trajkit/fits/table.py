@@ -9,8 +9,10 @@ import polars as pl
 
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import TensorInfo
+from trajkit.errors import FormatError
 from trajkit.kernels.state import Stats
 from trajkit.stats.histograms import histogram_quantile, share
+from trajkit.text import shown
 
 RSQ_TABLE_BINS = 50
 """bins of R² on [0, 1] kept a tensor; the whole model keeps them all"""
@@ -96,6 +98,11 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
+_MAY_BE_EMPTY = ("share_", "mean_", "median_", "rms_", "max_")
+"""how columns begin that have no value where no element was fitted"""
+MAX_ROWS = 1 << 22
+
+
 def make_table(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """The rows as a polars table, one row a tensor, columns and types always the same."""
     return pl.DataFrame(list(rows), schema=_SCHEMA, orient="row")
@@ -109,5 +116,25 @@ def pack_table(table: pl.DataFrame) -> bytes:
 
 
 def unpack_table(content: bytes) -> pl.DataFrame:
-    """The table from :func:`pack_table`'s bytes."""
-    return pl.read_parquet(io.BytesIO(content))
+    """The table from :func:`pack_table`'s bytes; columns of a later trajkit are left out.
+
+    Raises:
+        FormatError: it is no such table, whatever its digest says.
+    """
+    try:
+        rows = pl.scan_parquet(io.BytesIO(content)).select(pl.len()).collect().item()
+        if rows > MAX_ROWS:
+            raise FormatError(f"the table of tensors has {rows} rows, more than {MAX_ROWS}")
+        table = pl.read_parquet(io.BytesIO(content), columns=list(_SCHEMA))
+    except FormatError:
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:  # it names no errors of its own
+        raise FormatError(f"the table of tensors is not readable: {shown(error)}") from error
+    wrong = [c for c, kind in _SCHEMA.items() if table.schema[c] != kind]
+    filled = [c for c in _SCHEMA if not c.startswith(_MAY_BE_EMPTY)]
+    wrong += [c for c in filled if table[c].null_count()]
+    if not wrong and (table["hist_rsq"].list.len() != RSQ_TABLE_BINS).any():
+        wrong.append("hist_rsq")
+    if wrong:
+        raise FormatError(f"the table of tensors: not what column {wrong[0]} can hold")
+    return table

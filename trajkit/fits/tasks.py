@@ -24,6 +24,7 @@ from trajkit.kernels import api as kernels
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD
 from trajkit.kernels.state import Solution, Stats, Sums
 from trajkit.store.array import ZArray
+from trajkit.store.audit import Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +147,12 @@ def _solve(
     if not in_one_go:
         kept = None if task.prior is None else _read_sums(task, task.prior, vector, n)
         worker.begin(n, window.axis.mean, window.axis.unit, kept)
+    audit = Audit(source, task.dtype, task.k, n)
     for begin in range(task.first, window.stop, task.batch):
         end = min(begin + task.batch, window.stop)
         clock = time.perf_counter()
         is_key_T = _read_batch(task, source, worker.codes_TN, begin, end)
+        audit.take(begin, is_key_T, worker.codes_TN[: end - begin])
         middle = time.perf_counter()
         batch_T = steps_T[begin - window.first : end - window.first]
         if in_one_go:
@@ -162,6 +165,7 @@ def _solve(
         clock = time.perf_counter()
         solution = worker.solve(**filters)
         timings.add("fit", time.perf_counter() - clock)
+    source.check_bits(task.dtype, window.stop - 1, task.k, np.asarray(solution.bits_last))
     return solution, worker.sums() if options.keep_sums else None
 
 

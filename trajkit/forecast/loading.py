@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trajkit.checkpoints.config import architectures_of
 from trajkit.errors import InvalidInput, Mismatch, Unsupported, needing
 from trajkit.forecast.adapters import CONFIG, check_adapter, check_modules
 
@@ -36,11 +37,12 @@ def check_loads(folder: Path, called: Path | None = None) -> None:
     with _silent_transformers() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, OSError, KeyError) as error:
+        except Exception as error:  # a config.json may hold anything
             line = _first_line(error)
             raise Unsupported(f"{name}: transformers does not know this model: {line}") from error
-        architecture = (getattr(config, "architectures", None) or [None])[0]
-        loader = getattr(transformers, architecture or "", transformers.AutoModelForCausalLM)
+        architectures = architectures_of({"architectures": getattr(config, "architectures", None)})
+        architecture = architectures[0] if architectures else ""
+        loader = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
         try:
             _, info = loader.from_pretrained(
                 folder,

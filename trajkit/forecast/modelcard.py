@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trajkit.checkpoints.config import architectures_of
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -60,9 +62,7 @@ compare with the last trained checkpoint before you rely on them.
 
 def _front_matter(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> list[str]:
     lines = [f"library_name: {'peft' if adapter else 'transformers'}"]
-    architectures = config.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    if any("ForCausalLM" in str(a) or "LMHead" in str(a) for a in names):
+    if any("ForCausalLM" in a or "LMHead" in a for a in architectures_of(config)):
         lines.append("pipeline_tag: text-generation")
     base = adapter.get("base_model_name_or_path") if adapter else config.get("_name_or_path")
     if isinstance(base, str) and _HUB_ID.fullmatch(base) and not Path(base).exists():

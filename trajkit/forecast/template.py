@@ -9,12 +9,16 @@ from typing import Any
 
 from trajkit.arrays import DTYPES
 from trajkit.checkpoints.checkpoint import open_checkpoint
+from trajkit.checkpoints.config import parse_config
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.reader import FlatReader
 from trajkit.checkpoints.record import SourceRecord, describe_source
 from trajkit.checkpoints.shards import PlannedFile, plan_files
-from trajkit.errors import FormatError, InvalidInput, Mismatch, StorageError
+from trajkit.disk import read_file
+from trajkit.errors import FormatError, Mismatch
 from trajkit.store.store import Store
+from trajkit.store.tensors import check_absent
+from trajkit.text import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,9 @@ class Template:
         """
         path, sha = self.side_files[name]
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise FormatError(f"{path}: missing; it was there when this began") from None
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror or error}") from error
+            content = read_file(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FormatError(f"{shown(path)}: missing; it was there when this began") from None
         if sha is not None and hashlib.sha256(content).hexdigest() != sha:
             raise FormatError(f"{path}: damaged: its digest does not match the source record")
         return content
@@ -57,20 +59,15 @@ class Template:
         if name not in self.side_files:
             return {}
         path = self.side_files[name][0]
-        try:
-            config = json.loads(self.read_side_file(name))
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{path}: not a readable JSON file: {error}") from error
-        if not isinstance(config, dict):
-            raise InvalidInput(f"{path}: not a JSON object")
-        return config
+        return parse_config(self.read_side_file(name), shown(path))
 
 
 def template_of_step(store: Store, t: int) -> Template:
     """The files of frame ``t`` as they were ingested; headers say the store's dtypes."""
     record = SourceRecord.read(store.path, store.commit.frames[t].source)
+    check_absent(store, t, record)
     assets = {n: (store.path / "assets" / f, sha) for n, (f, sha) in record.assets.items()}
-    return _template(record, store.vectors, assets)
+    return _template(record, store.vectors, assets, store.commit.cast)
 
 
 def template_like(folder: Path, store: Store, t: int) -> Template:
@@ -109,9 +106,10 @@ def _template(
     record: SourceRecord,
     vectors: Mapping[str, FlatVector],
     side_files: Mapping[str, tuple[Path, str | None]],
+    cast: str | None = None,
     like: str | None = None,
 ) -> Template:
-    files = plan_files(record, vectors)
+    files = plan_files(record, vectors, cast)
     index = None
     if record.index is not None:
         name, text = record.index

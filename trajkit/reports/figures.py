@@ -19,8 +19,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from trajkit.errors import InvalidInput
-from trajkit.reports.markup import printable, tip_id
+from trajkit.reports.markup import tip_id
 from trajkit.reports.palette import Palette
+from trajkit.text import printable
 
 FORMATS = ("png", "pdf", "svg")
 WIDE, NARROW = 912, 344

@@ -2,11 +2,11 @@
 
 import html
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
+from trajkit.text import printable
+
 _TIP = "tip-"
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def tip_id(i: int) -> str:
@@ -65,18 +65,6 @@ def _shorten(match: re.Match[str]) -> str:
         r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), match[2]
     )
     return f'{match[1]}="{value.strip()}"'
-
-
-def printable(text: str) -> str:
-    """The text with control and formatting characters written out; for names that come from files.
-
-    >>> printable("a\\nb")
-    'a\\\\nb'
-    """
-    return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c
-        for c in text
-    )
 
 
 def escape(text: object) -> str:

@@ -17,10 +17,10 @@ from trajkit.reports.figures import (
     write,
 )
 from trajkit.reports.findings import percent
-from trajkit.reports.markup import printable
 from trajkit.reports.modules import Cell, ModuleGrid, Row
 from trajkit.reports.palette import HEAT_LEVELS, Palette
 from trajkit.stats.walks import WalkReference
+from trajkit.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,5 +1,7 @@
 """The page: facts and figures put into page.html; every name that comes from a file is escaped."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -67,14 +69,17 @@ def build_page(data: PageData) -> str:
             "tensors", "All tensors", *build_tensor_table(n, folded=len(rows) < len(data.table))
         ),
     ]
+    css = (here / "page.css").read_text("utf-8")
+    dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{css_variables(DARK)}}}}}"
+    style = f"\n:root{{{css_variables(LIGHT)}}}\n{dark}\n{css}\n"
+    script = "\n" + (here / "page.js").read_text("utf-8") + "\n"
     kicker = f"{escape(n['store'])}, fit {escape(n['fit'])}"
     return Template((here / "page.html").read_text("utf-8")).substitute(
         version=escape(trajkit.__version__),
         title=f"trajkit report: {escape(n['store'])}",
-        light=css_variables(LIGHT),
-        dark=css_variables(DARK),
-        css=(here / "page.css").read_text("utf-8"),
-        js=(here / "page.js").read_text("utf-8"),
+        policy=_policy(style, script),
+        style=style,
+        script=script,
         kicker=kicker,
         sentence=escape(data.finding.sentence),
         tiles=_tiles(n),
@@ -82,6 +87,21 @@ def build_page(data: PageData) -> str:
         sections="\n".join(sections),
         footer=escape(data.footer),
         table_data=table_json(rows),
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """The content security policy: this style and this script, whatever else the page may hold.
+
+    Attributes ``style=`` are let pass: figures and bars have them, and they run nothing.
+    """
+    a, b = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (style, script)
+    )
+    return (
+        f"default-src 'none'; style-src 'sha256-{a}'; style-src-attr 'unsafe-inline'; "
+        f"script-src 'sha256-{b}'; img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 

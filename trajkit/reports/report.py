@@ -19,7 +19,7 @@ from trajkit.progress import Advanced, Finished, Progress, Started, as_subscribe
 from trajkit.reports.figures import NARROW, WIDE, Drawing, check_formats, drawing_style
 from trajkit.reports.findings import Finding, find, number, percent
 from trajkit.reports.gallery import Gallery, choose_elements
-from trajkit.reports.markup import inline_svg
+from trajkit.reports.markup import escape, inline_svg
 from trajkit.reports.module_plots import draw_drift, draw_modules
 from trajkit.reports.modules import ModuleGrid, arrange_modules
 from trajkit.reports.page import FigureBlock, PageData, build_page, run_facts
@@ -261,7 +261,8 @@ class _Job:
             lambda palette, width: draw_histogram(data, palette, width),
             f"<b>How to read it.</b> The shaded area is this run: the share of its {n['fitted']:,} "
             "fitted elements in each bin of R². The darker part are the "
-            f"{n['kept']:,} kept ones, of {self.fit.record.asked.min_distinct} or more distinct values. "
+            f"{n['kept']:,} kept ones, of {escape(self.fit.record.asked.min_distinct)} or more "
+            "distinct values. "
             "The dashed line is what driftless random walks score on the same training steps; only "
             "what rises above it speaks for a drift. Triangles mark the medians, the dotted line "
             "the threshold.",

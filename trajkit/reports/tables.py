@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from trajkit.reports.findings import number, percent
-from trajkit.reports.markup import escape, printable
+from trajkit.reports.markup import escape
 from trajkit.reports.modules import fold_experts, weighted_median
 from trajkit.stats.histograms import histogram_quantile, share
+from trajkit.text import printable
 
 FOLD_ABOVE = 2000
 """with more tensors than this, the table shows the experts of a layer as one row"""

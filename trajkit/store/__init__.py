@@ -19,6 +19,7 @@ account     what an ingest would do, and what it did
 ingest      verb: append what a trainer wrote
 output      where a verb may write a folder
 restore     verb: write a checkpoint back
+audit       frames checked while a fit passes over them
 check       every byte against its checksum
 compare     checkpoints on disk against the store
 """

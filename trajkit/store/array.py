@@ -24,9 +24,9 @@ import numpy as np
 import xxhash
 
 from trajkit.arrays import Array
-from trajkit.disk import canonical_json, disk_errors, replace_file
+from trajkit.disk import canonical_json, disk_errors, open_file, replace_file
 from trajkit.errors import FormatError, StorageError, TrajkitError
-from trajkit.store.codecs import Codec, without_checksum
+from trajkit.store.codecs import Codec, PlainCodec, without_checksum
 from trajkit.store.native import read_rows
 
 SHARD_CHUNKS = 1024
@@ -154,11 +154,32 @@ class ZArray:
                 raise FormatError(f"{path}: chunk {k}: {error}") from error
 
     def read_row(self, row: int = 0) -> Array:
-        """A whole row, for arrays that are small by design."""
+        """A whole row, for arrays that are small by design; raises as :meth:`read_chunk`."""
+        self.check_extent(row)
         out = np.empty(self.n_chunks * self.chunk, self.dtype)
         for k in range(self.n_chunks):
             self.read_chunk(row, k, out[k * self.chunk : (k + 1) * self.chunk])
         return out[: self.size]
+
+    def check_extent(self, row: int) -> None:
+        """Check that a row's files could hold it, before memory is taken for so many chunks.
+
+        Raises:
+            FormatError: a shard file is missing, or all are too small. StorageError: the disk
+                refused to look.
+        """
+        held = 0
+        for path in self.shard_paths(row):
+            with refusals(str(path)):
+                held += path.stat().st_size
+        least = self.n_chunks * _INDEX_ENTRY_BYTES
+        if isinstance(self.codec, PlainCodec):
+            least += self.n_chunks * self.chunk * self.dtype.itemsize
+        if held < least:
+            raise FormatError(
+                f"{self.row_path(row)}: {held} bytes cannot hold {self.n_chunks} chunks of "
+                f"{self.chunk} elements"
+            )
 
     def check_shard(self, row: int, s: int) -> None:
         """Check that shard ``s`` is exactly its chunks and its index.
@@ -177,12 +198,19 @@ class ZArray:
             raise FormatError(f"{path}: the chunks do not fill the file end to end")
 
     def row_digest(self, row: int = 0) -> str:
-        """xxh3-128, in hex, of a row's shard files, one after the other; raises OSError."""
+        """xxh3-128, in hex, of a row's shard files, one after the other.
+
+        Raises:
+            StorageError: one is missing, or cannot be read.
+        """
         found = xxhash.xxh3_128()
         for path in self.shard_paths(row):
-            with path.open("rb", buffering=0) as file:
-                while content := file.read(_HASHED_BYTES):
-                    found.update(content)
+            try:
+                with reading(str(path)) as fd:
+                    while content := os.read(fd, _HASHED_BYTES):
+                        found.update(content)
+            except FormatError as error:
+                raise StorageError(str(error)) from None
         return found.hexdigest()
 
     def _index(self, fd: int, path: str, row: int, s: int, cached: bool = True) -> Array:
@@ -226,7 +254,7 @@ def refusals(path: str) -> Iterator[None]:
 def reading(path: str) -> Iterator[int]:
     """A descriptor of a shard file to read from; what the system refuses becomes one line."""
     with refusals(path):
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_file(path)
         try:
             yield fd
         finally:

@@ -11,7 +11,8 @@ import numpy as np
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.record import SourceRecord
-from trajkit.disk import canonical_json
+from trajkit.checkpoints.shards import plan_files
+from trajkit.disk import canonical_json, read_file
 from trajkit.errors import FormatError, StorageError, TrajkitError
 from trajkit.kernels import api as kernels
 from trajkit.parallel import count_workers, map_in_order, plan_workers
@@ -20,6 +21,9 @@ from trajkit.store.array import ZArray
 from trajkit.store.commit import chunk_digest, frame_digest
 from trajkit.store.documents import GROUP, check_content
 from trajkit.store.store import Store
+
+MISSING_SHARDS_SHOWN = 16
+"""of one row of an array"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,29 @@ class Damage:
     step: int | None = None
 
 
-def check_metadata(store: Store) -> Iterator[Damage]:
-    """Every zarr.json but the root (checked on opening) is byte for byte what trajkit writes."""
+LOOKS = 20
+"""how often metadata is looked at again because a writer has committed meanwhile"""
+
+
+def check_metadata(store: Store) -> list[Damage]:
+    """Every zarr.json but the root (checked on opening) is byte for byte what trajkit writes.
+
+    It is what the commit of this moment says, which may be a later one than ``store`` is of: a
+    writer may be appending.
+    """
+    now = store
+    for _ in range(LOOKS):
+        now = Store.open(store.path)
+        bad = list(_check_metadata(now))
+        if not bad or Store.open(store.path).commit == now.commit:
+            break
+    n = len(store.steps)
+    if now.commit.frames[:n] != store.commit.frames:
+        bad.append(Damage(f"{store.path}: was replaced while it was verified; run it again"))
+    return bad
+
+
+def _check_metadata(store: Store) -> Iterator[Damage]:
     for group in ("frames", "digests", "assets"):
         path = store.path / group / "zarr.json"
         yield from _expect(path, [GROUP])
@@ -86,16 +111,20 @@ def check_sources(store: Store) -> Iterator[Damage]:
     files: dict[str, str] = {}
     for source in dict.fromkeys(f.source for f in store.commit.frames):
         try:
-            files |= dict(SourceRecord.read(store.path, source).assets.values())
-        except (TrajkitError, OSError, ValueError) as error:
+            record = SourceRecord.read(store.path, source)
+            plan_files(record, store.vectors, store.commit.cast)
+            files |= dict(record.assets.values())
+        except TrajkitError as error:
             yield Damage(str(error))
     for file, sha in files.items():
         path = store.path / "assets" / file
         try:
-            if hashlib.sha256(path.read_bytes()).hexdigest() != sha:
+            if hashlib.sha256(read_file(path)).hexdigest() != sha:
                 yield Damage(f"{path}: damaged: its digest does not match the source record")
-        except OSError as error:
-            yield Damage(f"{path}: {error.strerror}")
+        except (FileNotFoundError, NotADirectoryError):
+            yield Damage(f"{path}: missing from the store")
+        except (FormatError, StorageError) as error:
+            yield Damage(str(error))
 
 
 def check_vector(
@@ -108,19 +137,14 @@ def check_vector(
     """Every chunk of every frame of one vector: its checksum, then the digest of its bits."""
     dtype = vector.dtype.name
     n_frames = len(store.steps)
-    bad: list[Damage] = []
+    bad, rows = _check_shards(store, dtype)
+    if n_frames and not any(row is not None for row in rows):
+        frame_digests.append(np.zeros((n_frames, 0), np.uint64))
+        return bad  # nothing on the disk says that there are so many chunks
     expected = np.zeros((n_frames, vector.n_chunks), np.uint64)
-    for t, step in enumerate(store.steps.tolist()):
-        for array in (store.frames[dtype], store.digests[dtype]):
-            for s in range(len(list(array.shard_paths(t)))):
-                try:
-                    array.check_shard(t, s)
-                except (FormatError, StorageError) as error:
-                    bad.append(Damage(f"{error}; step {step}", step))
-        try:
-            expected[t] = store.digests[dtype].read_row(t)
-        except (FormatError, StorageError) as error:
-            bad.append(Damage(f"{error}; step {step}", step))
+    for t, row in enumerate(rows):
+        if row is not None:
+            expected[t] = row
     frame_digests.append(expected)
     if not vector.n_chunks:
         return bad
@@ -136,6 +160,30 @@ def check_vector(
             progress(Advanced((stop - start) * vector.dtype.itemsize * n_frames))
             bad += found
     return bad
+
+
+def _check_shards(store: Store, dtype: str) -> tuple[list[Damage], list[Array | None]]:
+    """The shard files of one vector, and its rows of digests: None for one that cannot be read."""
+    bad: list[Damage] = []
+    rows: list[Array | None] = []
+    for t, step in enumerate(store.steps.tolist()):
+        for array in (store.frames[dtype], store.digests[dtype]):
+            missing = 0
+            for s, path in enumerate(array.shard_paths(t)):
+                try:
+                    array.check_shard(t, s)
+                except (FormatError, StorageError) as error:
+                    bad.append(Damage(f"{error}; step {step}", step))
+                    missing += not path.exists()
+                if missing > MISSING_SHARDS_SHOWN:  # a row is gone, or its size is crafted
+                    bad.append(Damage(f"{path.parent}: more are missing; step {step}", step))
+                    break
+        try:
+            rows.append(store.digests[dtype].read_row(t))
+        except (FormatError, StorageError) as error:
+            bad.append(Damage(f"{error}; step {step}", step))
+            rows.append(None)
+    return bad, rows
 
 
 def _check_chunk(store: Store, vector: FlatVector, k: int, expected: Array) -> list[Damage]:

@@ -8,6 +8,7 @@ from threading import Lock
 import numpy as np
 
 from trajkit.arrays import Array
+from trajkit.disk import open_file
 from trajkit.store.array import ZArray, reading, refusals
 from trajkit.store.native import read_rows
 
@@ -83,5 +84,5 @@ class ChunkReader:
             fd = self._open.get((row, s))
             if fd is None and len(self._open) < self.kept_open:
                 with refusals(path):
-                    fd = self._open[row, s] = os.open(path, os.O_RDONLY)
+                    fd = self._open[row, s] = open_file(path)
         return stack.enter_context(reading(path)) if fd is None else fd

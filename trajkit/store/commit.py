@@ -1,8 +1,7 @@
 """The commit: everything that one atomic replace of the root ``zarr.json`` makes true."""
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +11,23 @@ import numpy as np
 import xxhash
 
 from trajkit.arrays import DTYPES, Array
+from trajkit.checkpoints.header import MAX_DIMENSIONS
 from trajkit.checkpoints.layout import FlatVector, TensorInfo, tensors_of
-from trajkit.disk import canonical_json
-from trajkit.errors import FormatError, StorageError, Unsupported
+from trajkit.checkpoints.record import SOURCE_DIGITS
+from trajkit.disk import canonical_json, read_file
+from trajkit.errors import FormatError, Unsupported
+from trajkit.parse import Node, parse_json
 from trajkit.store.codecs import CODECS
 from trajkit.store.documents import group_document
+from trajkit.text import shown
 
 FORMAT = "trajkit"
 VERSION = 1
+MAX_CHUNK_ELEMENTS = 1 << 24
+"""C that a reader takes; trajkit writes 2^18"""
+MAX_ELEMENTS = 1 << 59
+"""of a vector: their bytes fit 63 bits, whatever the dtype"""
+FLOATS = [d.name for d in DTYPES.values() if d.is_float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,42 +77,63 @@ class Commit:
 
     @classmethod
     def parse(cls, path: Path, content: bytes) -> Self:
-        """The commit in a root ``zarr.json``; raises when a byte of it is not as it was written."""
-        try:
-            document = json.loads(content)
-            attributes = document["attributes"]
-            if attributes.get("format") != FORMAT:
-                raise FormatError(f"{path}: a Zarr group, but not a trajkit store")
-            if attributes["version"] != VERSION:
-                raise Unsupported(
-                    f"{path}: store format version {attributes['version']}; this trajkit reads "
-                    f"version {VERSION}"
-                )
-            columns = (attributes[c] for c in ("steps", "digests", "sources", "stored_bytes"))
-            commit = cls(
-                codec=attributes["codec"],
-                keyframes=attributes["keyframes"],
-                chunk=attributes["chunk"],
-                sizes=dict(attributes["sizes"]),
-                tensors_sha256=attributes["tensors_sha256"],
-                cast=attributes["cast"],
-                frames=tuple(Frame(*row) for row in zip(*columns, strict=True)),
+        """The commit in a root ``zarr.json``; raises when a byte of it is not as it was written.
+
+        Raises:
+            FormatError: it is damaged, or not what a store can be, whatever its digest says.
+            Unsupported: it is of a later format version.
+        """
+        attributes = parse_json(content, shown(path))["attributes"]
+        made_by = attributes.get("format")
+        if made_by is None or made_by.value != FORMAT:
+            raise FormatError(f"{shown(path)}: a Zarr group, but not a trajkit store")
+        version = attributes["version"].whole()
+        if version != VERSION:
+            raise Unsupported(
+                f"{shown(path)}: store format version {version}; this trajkit reads version "
+                f"{VERSION}"
             )
-            intact = canonical_json(commit.document()) == content
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, FormatError | Unsupported):
-                raise
-            raise FormatError(f"{path}: not a readable store: {error!r}") from error
-        if not intact:
-            raise FormatError(f"{path}: damaged: its digest does not match its content")
-        steps = [f.step for f in commit.frames]
-        ascending = all(a < b for a, b in pairwise(steps))
-        if min(commit.keyframes, commit.chunk) < 1 or commit.codec not in CODECS or not ascending:
-            raise FormatError(
-                f"{path}: not what a store can be: codec {commit.codec!r}, a key frame every "
-                f"{commit.keyframes}, chunks of {commit.chunk}, steps {steps[:3]}..."
-            )
+        cast = attributes.get("cast")
+        commit = cls(
+            codec=attributes["codec"].one_of(CODECS),
+            keyframes=attributes["keyframes"].whole(1),
+            chunk=attributes["chunk"].whole(1, MAX_CHUNK_ELEMENTS),
+            sizes=_parse_sizes(attributes["sizes"]),
+            tensors_sha256=attributes["tensors_sha256"].digest(64),
+            cast=None if cast is None else cast.one_of(FLOATS),
+            frames=_parse_frames(attributes),
+        )
+        if canonical_json(commit.document()) != content:
+            raise FormatError(f"{shown(path)}: damaged: its digest does not match its content")
         return commit
+
+
+def _parse_sizes(sizes: Node) -> dict[str, int]:
+    """N of each vector, by dtype."""
+    found: dict[str, int] = {}
+    for row in sizes.items():
+        dtype, size = row.items(2)
+        if dtype.one_of(DTYPES) in found:
+            raise dtype.refuse("each dtype once")
+        found[dtype.value] = size.whole(0, MAX_ELEMENTS)
+    return found
+
+
+def _parse_frames(attributes: Node) -> tuple[Frame, ...]:
+    """The committed checkpoints, from their four columns."""
+    steps = attributes["steps"].wholes()
+    if not all(a < b for a, b in pairwise(steps)):
+        raise attributes["steps"].refuse("ascending steps")
+    digests, sources = attributes["digests"].items(len(steps)), attributes["sources"].items()
+    if len(sources) != len(steps):
+        raise attributes["sources"].refuse(f"a list of {len(steps)}")
+    stored = attributes["stored_bytes"].wholes()
+    if len(stored) != len(steps):
+        raise attributes["stored_bytes"].refuse(f"a list of {len(steps)}")
+    return tuple(
+        Frame(step, digest.digest(32), source.digest(SOURCE_DIGITS), n_bytes)
+        for step, digest, source, n_bytes in zip(steps, digests, sources, stored, strict=True)
+    )
 
 
 def chunk_digest(bits: Array) -> int:
@@ -128,23 +157,43 @@ def table_document(vectors: Mapping[str, FlatVector]) -> dict[str, Any]:
 def read_table(path: Path, commit: Commit) -> dict[str, FlatVector]:
     """The flat vectors of the tensor table that the commit names."""
     file = path / "tensors" / "zarr.json"
+    where = shown(file)
     try:
-        content = file.read_bytes()
+        content = read_file(file)
     except (FileNotFoundError, NotADirectoryError):
-        raise FormatError(f"{file}: missing from the store") from None
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror or error}") from error
+        raise FormatError(f"{where}: missing from the store") from None
     if sha256_of(content) != commit.tensors_sha256:
-        raise FormatError(f"{file}: damaged: its digest does not match the commit")
+        raise FormatError(f"{where}: damaged: its digest does not match the commit")
     by_dtype: dict[str, list[TensorInfo]] = {d: [] for d in commit.sizes}
-    if unknown := by_dtype.keys() - DTYPES:
-        raise FormatError(f"{file}: unknown dtypes {', '.join(sorted(unknown))}")
-    for name, dtype, shape, offset in json.loads(content)["attributes"]["tensors"]:
-        by_dtype[dtype].append(TensorInfo(name, dtype, tuple(shape), offset))
+    names: set[str] = set()
+    for row in parse_json(content, where)["attributes"]["tensors"].items():
+        info = _parse_tensor(row, by_dtype)
+        if info.name in names:
+            raise row.refuse("each name once")
+        names.add(info.name)
+        by_dtype[info.dtype].append(info)
+    if empty := [d for d, rows in by_dtype.items() if not rows]:
+        raise FormatError(f"{where}: no tensor is {', '.join(empty)}, which the commit counts")
     vectors = {d: FlatVector(d, rows, commit.chunk) for d, rows in by_dtype.items()}
     if {d: v.size for d, v in vectors.items()} != dict(commit.sizes):
-        raise FormatError(f"{file}: the tensor table does not add up to the commit's vectors")
+        raise FormatError(f"{where}: the tensor table does not add up to the commit's vectors")
     return vectors
+
+
+def _parse_tensor(row: Node, dtypes: Collection[str]) -> TensorInfo:
+    """One row of the table: name, dtype, shape, offset."""
+    name, dtype, shape, offset = row.items(4)
+    info = TensorInfo(
+        name.text(), dtype.one_of(dtypes), shape.wholes(), offset.whole(0, MAX_ELEMENTS)
+    )
+    extent = 1
+    for n in info.shape:
+        extent *= n or 1  # [2^40, 2^40, 0] holds nothing, yet no array can have that shape
+        if extent > MAX_ELEMENTS:
+            raise shape.refuse("a shape whose bytes fit 63 bits")
+    if len(info.shape) > MAX_DIMENSIONS:
+        raise shape.refuse(f"at most {MAX_DIMENSIONS} dimensions")
+    return info
 
 
 def sha256_of(content: bytes) -> str:

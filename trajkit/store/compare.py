@@ -15,6 +15,7 @@ from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.reader import FlatReader
 from trajkit.checkpoints.record import SourceRecord, describe_source
 from trajkit.checkpoints.trainers import Found
+from trajkit.disk import read_file
 from trajkit.errors import StorageError, TrajkitError
 from trajkit.parallel import count_workers, map_in_order, plan_workers
 from trajkit.progress import Advanced, Finished, Progress, Started
@@ -89,7 +90,7 @@ def _compare_checkpoint(
         yield Damage(f"{checkpoint.root}: {line}; step {checkpoint.step}", checkpoint.step)
     reader.check_tied()
     for dtype, vector in store.vectors.items():
-        digests = store.digests[dtype].read_row(t)
+        digests = store.chunk_digests(t)[dtype]
 
         def differs(
             k: int, dtype: str = dtype, vector: FlatVector = vector, digests: Array = digests
@@ -111,6 +112,6 @@ def _compare_checkpoint(
 
 def _digest_file(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}") from error
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StorageError(f"{path}: {error.strerror}") from error

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trajkit.disk import canonical_json
+from trajkit.disk import canonical_json, read_file
+from trajkit.errors import FormatError, StorageError
 
 
 def group_document(attributes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -19,7 +20,9 @@ GROUP = canonical_json(group_document())
 def check_content(path: Path, contents: Sequence[bytes]) -> Iterator[str]:
     """A line for a file that holds none of the contents trajkit may have written there."""
     try:
-        if path.read_bytes() not in contents:
+        if read_file(path) not in contents:
             yield f"{path}: damaged: not what trajkit wrote"
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         yield f"{path}: {error.strerror}"
+    except (FormatError, StorageError) as error:
+        yield str(error)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, Self
 
 from trajkit.disk import disk_errors
-from trajkit.errors import Locked, StorageError
+from trajkit.errors import FormatError, Locked, StorageError
+from trajkit.text import printable
 
 
 class StoreLock:
@@ -22,12 +23,13 @@ class StoreLock:
 
     def __enter__(self) -> Self:
         while True:
-            file = self._open()
+            with disk_errors(self.path):
+                file = self._open()
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = " ".join(file.read(200).split()) or "another process"
+                holder = printable(" ".join(file.read(200).split())) or "another process"
                 file.close()
                 raise Locked(
                     f"{self.path.parent}: {holder} is writing to this store; wait until it is done"
@@ -52,21 +54,19 @@ class StoreLock:
         return self
 
     def _open(self) -> IO[str]:
-        """The lock file, made if missing; a link or anything but a file is not followed."""
+        """The lock file, made if it is missing; no link of any kind is followed."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with disk_errors(self.path):
-            try:
-                fd = os.open(self.path, flags, 0o666)
-            except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.ENXIO):
-                    raise
-                raise StorageError(
-                    f"{self.path}: a link or a pipe, not a lock file; remove it"
-                ) from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        try:
+            fd = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise FormatError(f"{self.path}: is a symbolic link, not a lock; remove it") from None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             os.close(fd)
-            raise StorageError(f"{self.path}: not a file; remove it")
-        return os.fdopen(fd, "r+")
+            raise FormatError(f"{self.path}: expected a file with this one name; remove it")
+        return os.fdopen(fd, "r+", errors="replace")
 
     def __exit__(self, *exc: object) -> None:
         assert self._file is not None

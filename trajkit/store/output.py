@@ -68,7 +68,9 @@ def _is_copy(store: Store, source: str, checkpoint: Checkpoint) -> bool:
     if not record.stamps or any(now.get(name) == was for name, was in record.stamps.items()):
         return False  # the source itself, or no way to tell it from a copy
     index = {} if record.index is None else {record.index[0]: record.index[1].encode()}
-    planned = {file.name: file.header for file in plan_files(record, store.vectors)}
+    planned = {
+        file.name: file.header for file in plan_files(record, store.vectors, store.commit.cast)
+    }
     names = {name for name, _, _ in stamp_folder(checkpoint.root)}
     return (
         names == planned.keys() | index.keys() | record.assets.keys()

@@ -9,9 +9,9 @@ import os
 import shutil
 from pathlib import Path
 
-from trajkit.checkpoints.header import shown
 from trajkit.disk import disk_errors, sync_directory
 from trajkit.errors import AlreadyExists, FormatError
+from trajkit.text import shown
 from trajkit.units import format_bytes
 
 MARKER = ".trajkit-unfinished"

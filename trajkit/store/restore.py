@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from trajkit.arrays import Array
 from trajkit.checkpoints.folder import FolderWriter
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.record import SourceRecord
 from trajkit.checkpoints.shards import plan_files
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
+from trajkit.disk import read_file
 from trajkit.errors import FormatError
 from trajkit.parallel import count_workers, map_in_order, plan_workers
 from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
-from trajkit.store.commit import chunk_digest
 from trajkit.store.output import check_output
 from trajkit.store.store import Store
-from trajkit.store.tensors import Source, as_store
+from trajkit.store.tensors import Source, as_store, check_absent
 from trajkit.units import format_bytes, format_rate, parse_bytes
 
 
@@ -70,7 +69,8 @@ def restore(
     a_worker = max((4 * v.chunk * v.dtype.itemsize for v in store.vectors.values()), default=0)
     plan = plan_workers("restore", count_workers(), a_worker, parse_bytes(memory))
     progress(Started(f"restore step {step}", n_bytes))
-    files = plan_files(record, store.vectors)
+    files = plan_files(record, store.vectors, store.commit.cast)
+    check_absent(store, t, record)
     with (
         FolderWriter(place, store.vectors) as writer,
         ThreadPoolExecutor(plan.workers) as pool,
@@ -81,10 +81,9 @@ def restore(
         if record.index is not None:
             writer.write_side_file(record.index[0], record.index[1].encode())
         for vector in store.vectors.values():
-            digests = store.digests[vector.dtype.name].read_row(t)
 
-            def work(k: int, vector: FlatVector = vector, digests: Array = digests) -> int:
-                return _restore_chunk(store, vector, t, k, int(digests[k]), writer)
+            def work(k: int, vector: FlatVector = vector) -> int:
+                return _restore_chunk(store, vector, t, k, writer)
 
             for _, done in map_in_order(pool, work, range(vector.n_chunks), 2 * plan.workers):
                 progress(Advanced(done))
@@ -108,23 +107,19 @@ def side_files(store: Store, record: SourceRecord) -> dict[str, bytes]:
     for name, (file, sha) in record.assets.items():
         path = store.path / "assets" / file
         try:
-            contents[name] = path.read_bytes()
-        except FileNotFoundError:
+            contents[name] = read_file(path)
+        except (FileNotFoundError, NotADirectoryError):
             raise FormatError(f"{path}: missing from the store") from None
         if hashlib.sha256(contents[name]).hexdigest() != sha:
             raise FormatError(f"{path}: damaged: its digest does not match the source record")
     return contents
 
 
-def _restore_chunk(
-    store: Store, vector: FlatVector, t: int, k: int, digest: int, writer: FolderWriter
-) -> int:
+def _restore_chunk(store: Store, vector: FlatVector, t: int, k: int, writer: FolderWriter) -> int:
     dtype = vector.dtype.name
     start, stop = vector.chunk_span(k)
     bits = np.empty(vector.chunk, vector.dtype.bits)
     store.read_bits(dtype, t, k, bits, np.empty_like(bits))
     bits = bits[: stop - start]
-    if chunk_digest(bits) != digest:
-        raise FormatError(f"{store.path}: digest differs at {store.describe_chunk(dtype, t, k)}")
     writer.write(dtype, start, bits)
     return bits.nbytes

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from trajkit.checkpoints.checkpoint import open_checkpoint
-from trajkit.checkpoints.header import shown
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.reader import FlatReader
 from trajkit.checkpoints.record import SourceRecord, stamp_file, stamp_files
@@ -21,6 +20,7 @@ from trajkit.checkpoints.trainers import Found
 from trajkit.errors import FormatError, InvalidInput, Mismatch, TrajkitError
 from trajkit.store.commit import chunk_digest
 from trajkit.store.store import Store
+from trajkit.text import shown
 
 CHUNKS_LOOKED_AT = 64
 """chunks of each dtype whose bits are compared, spread evenly: a step of training changes them all"""

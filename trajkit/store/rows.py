@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from trajkit.arrays import Array
-from trajkit.disk import WriteBack, disk_errors, sync_directory
+from trajkit.disk import WriteBack, create_file, disk_errors, refuse_links, sync_directory
 from trajkit.store.array import MISSING, ZArray
 from trajkit.store.codecs import with_checksum
 
@@ -28,13 +28,16 @@ class RowWriter:
         self.n_bytes = 0
         self._next_chunk = 0
         self._file: BinaryIO | None = None
-        self._path = Path()
+        self._path = self._part = Path()
         self._index: Array = np.empty((0, 2), np.uint64)
         self._offset = 0
         self._write_back = WriteBack(-1)
         self._hash = xxhash.xxh3_128()
 
     def __enter__(self) -> "RowWriter":
+        above = self.array.path.parent
+        root = above if self.array.rows is None else above.parent
+        refuse_links(root, self.array.row_path(self.row))
         with disk_errors(self.array.path):
             self.array.row_path(self.row).mkdir(parents=True, exist_ok=True)
         return self
@@ -50,7 +53,8 @@ class RowWriter:
         with disk_errors(self.array.path):
             if self._file is None:
                 self._path = self.array.row_path(self.row) / str(s)
-                self._file = self._path.with_name(self._path.name + ".part").open("wb")
+                self._part = self._path.with_name(self._path.name + ".part")
+                self._file = os.fdopen(create_file(self._part), "wb")
                 self._index = np.full((self.array.shard_chunks, 2), MISSING, "<u8")
                 self._offset = 0
                 self._write_back = WriteBack(self._file.fileno())
@@ -73,7 +77,7 @@ class RowWriter:
             os.fsync(self._file.fileno())
             self.n_bytes += self._file.tell()
             self._file.close()
-            Path(self._file.name).replace(self._path)
+            self._part.replace(self._path)
         self._file = None
 
     def __exit__(
@@ -85,7 +89,7 @@ class RowWriter:
         if self._file is not None:
             with suppress(OSError):  # a full disk refuses the flush as well; the file goes anyway
                 self._file.close()
-            Path(self._file.name).unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
         elif kind is None:
             with disk_errors(self.array.path):
                 sync_directory(self.array.row_path(self.row))

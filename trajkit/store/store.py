@@ -14,23 +14,28 @@ of zigzag differences to frame t - 1. What lies beyond the committed steps is ig
 says what must hold and what is refused.
 """
 
+import stat
 from collections.abc import Mapping
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import FlatVector, TensorInfo, tensors_of
-from trajkit.errors import FormatError, NotFound, StorageError
+from trajkit.disk import read_file
+from trajkit.errors import FormatError, NotFound
 from trajkit.kernels import api as kernels
 from trajkit.store.array import ZArray
 from trajkit.store.chunks import ChunkReader
 from trajkit.store.codecs import Codec, PlainCodec, codec_by_name
-from trajkit.store.commit import Commit, read_table
+from trajkit.store.commit import Commit, chunk_digest, frame_digest, read_table
 
+KEPT_DIGEST_BYTES = 1 << 24
+"""bytes of chunk digests that an open store keeps"""
 STEPS_CHUNK = 1 << 16
 """checkpoints a chunk of ``steps``: one chunk, so that a longer run changes its shape only"""
 
@@ -44,6 +49,8 @@ class Store:
         self.vectors = dict(vectors)
         """the flat vectors, by dtype"""
         self.codec: Codec = codec_by_name(commit.codec)
+        self._kept_digests: dict[int, dict[str, Array]] = {}
+        self._lock = Lock()
         rows = len(commit.frames)
         names = ("checkpoint", "element")
         self.frames = {
@@ -77,14 +84,12 @@ class Store:
         path = Path(path)
         root = path / "zarr.json"
         try:
-            commit = Commit.parse(root, root.read_bytes())
+            commit = Commit.parse(root, read_file(root))
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(
                 f"no store at {path}: make one with 'trajkit ingest CKPTS', or name another with "
                 "--store"
             ) from None
-        except OSError as error:
-            raise StorageError(f"{root}: {error.strerror or error}") from error
         return cls(path, commit, read_table(path, commit))
 
     def grown(self, commit: Commit) -> Self:
@@ -122,9 +127,8 @@ class Store:
     @property
     def stored_bytes(self) -> int:
         """Bytes of everything that keeps the checkpoints: the store's files, but for the fits."""
-        files = (f for f in self.path.rglob("*") if f.is_file())
         fits = self.path / "fits"
-        return sum(f.stat().st_size for f in files if fits not in f.parents)
+        return sum(_size_of(f) for f in self.path.rglob("*") if fits not in f.parents)
 
     def index_of(self, step: int) -> int:
         """The frame index of a committed step; raises :class:`NotFound` and says what there is."""
@@ -160,16 +164,54 @@ class Store:
             for t, out in zip(frames, out_TN, strict=True):
                 self.read_codes(reader.array.path.name, t, k, out)
 
+    def chunk_digests(self, t: int) -> dict[str, Array]:
+        """The digest of every chunk's bits at frame ``t``, uint64 [chunks] by dtype.
+
+        They are those that the commit's own digest of the frame is of; the rows read last are kept.
+
+        Raises:
+            FormatError: they are not, or a file is missing or damaged.
+        """
+        with self._lock:
+            if t in self._kept_digests:
+                return self._kept_digests[t]
+        rows = {d: array.read_row(t) for d, array in self.digests.items()}
+        if frame_digest(list(rows.values())) != self.commit.frames[t].digest:
+            raise FormatError(
+                f"{self.path}: step {self.steps[t]}: chunk digests do not match the commit"
+            )
+        with self._lock:
+            self._kept_digests[t] = rows
+            n_bytes = sum(row.nbytes for row in rows.values())
+            while len(self._kept_digests) * n_bytes > KEPT_DIGEST_BYTES:
+                del self._kept_digests[next(iter(self._kept_digests))]
+        return rows
+
+    def check_bits(self, dtype: str, t: int, k: int, bits: Array) -> None:
+        """Check that bits (unsigned, padding left out) are those of chunk ``k`` at frame ``t``.
+
+        Raises:
+            FormatError: they are not: a frame is damaged, or lies in another's place.
+        """
+        if chunk_digest(bits) != int(self.chunk_digests(t)[dtype][k]):
+            raise FormatError(
+                f"{self.path}: the bits do not match their digest: "
+                f"{self.describe_chunk(dtype, t, k)}"
+            )
+
     def read_bits(self, dtype: str, t: int, k: int, out: Array, scratch: Array) -> None:
         """Fill ``out`` (unsigned [C]) with the bits of chunk ``k`` at frame ``t``.
 
         Decodes from the last key frame on, at most K - 1 deltas; ``scratch`` is sized as ``out``.
+        What comes out is checked against its digest.
         """
         key = t - t % self.commit.keyframes
         self.read_codes(dtype, key, k, out)
         for later in range(key + 1, t + 1):
             self.read_codes(dtype, later, k, scratch)
             kernels.decode_frame(scratch, out, out)
+        start, stop = self.vectors[dtype].chunk_span(k)
+        self.check_bits(dtype, t, k, out[: stop - start])
 
     def describe_chunk(self, dtype: str, t: int, k: int) -> str:
         """Which step and which tensors a chunk belongs to, for messages."""
@@ -178,3 +220,12 @@ class Store:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         s = "s" if len(names) > 1 else ""
         return f"step {self.steps[t]}, tensor{s} {', '.join(names[:3])}{more}"
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a regular file; 0 of anything else, and of what a writer has just moved away."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -1,5 +1,6 @@
 """Tensors and elements of a store's checkpoints, bit for bit."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import TensorInfo
-from trajkit.errors import NotFound
+from trajkit.checkpoints.record import SourceRecord
+from trajkit.checkpoints.tied import possible_partners
+from trajkit.errors import Mismatch, NotFound
+from trajkit.kernels import api as kernels
 from trajkit.parallel import count_workers
 from trajkit.store.store import Store
 
@@ -56,6 +60,8 @@ def find_tensor(store: Store, name: str) -> TensorInfo:
 def read_bits(store: Store, dtype: str, start: int, stop: int, t: int) -> Array:
     """The bits of elements [start, stop) of a dtype's flat vector at frame ``t``, unsigned."""
     vector = store.vectors[dtype]
+    if stop - start > vector.chunk:
+        store.frames[dtype].check_extent(t)
     out = np.empty(stop - start, vector.dtype.bits)
     chunks = range(start // vector.chunk, -(-stop // vector.chunk)) if stop > start else range(0)
 
@@ -72,6 +78,30 @@ def read_bits(store: Store, dtype: str, start: int, stop: int, t: int) -> Array:
     return out
 
 
+def check_absent(store: Store, t: int, record: SourceRecord) -> None:
+    """Check that what a checkpoint's files leave out is in them under another name.
+
+    Raises:
+        Mismatch: the store has other bits for a tensor than for the one it is said to be tied to.
+    """
+    left = set(record.absent)
+    written = {name: info for name, info in store.tensors.items() if name not in left}
+    for name in record.absent:
+        info = find_tensor(store, name)
+        for partner in possible_partners(name, info.shape, written):
+            chunk = store.vectors[info.dtype].chunk
+            for at in range(0, info.size, chunk):
+                a, b = (
+                    read_bits(store, i.dtype, i.offset + at, min(i.offset + at + chunk, i.stop), t)
+                    for i in (info, written[partner])
+                )
+                if not np.array_equal(a, b):
+                    raise Mismatch(
+                        f"{store.path}: step {store.steps[t]}: the layout leaves out {name!r}, "
+                        f"which is not what {partner!r} is; the store is damaged"
+                    )
+
+
 def element_bits(store: Store, dtype: str, elements: Array) -> Array:
     """The bits of chosen elements of a flat vector over all steps.
 
@@ -85,31 +115,40 @@ def element_bits(store: Store, dtype: str, elements: Array) -> Array:
     """
     vector = store.vectors[dtype]
     n_frames = len(store.steps)
-    codes = np.empty((n_frames, len(elements)), vector.dtype.bits)
-    places = [
-        (k, np.flatnonzero(elements // vector.chunk == k))
+    out = np.empty((n_frames, len(elements)), vector.dtype.bits)
+    places = {
+        k: np.flatnonzero(elements // vector.chunk == k)
         for k in np.unique(elements // vector.chunk).tolist()
-    ]
+    }
+    keys = range(0, n_frames, store.commit.keyframes)
 
-    def gather(t: int) -> None:
-        chunk = np.empty(vector.chunk, vector.dtype.bits)
-        for k, where in places:
-            store.read_codes(dtype, t, k, chunk)
-            codes[t, where] = chunk[elements[where] - k * vector.chunk]
+    def gather(place: tuple[int, int]) -> None:
+        k, key = place
+        within = elements[places[k]] - k * vector.chunk
+        frames = range(key, min(key + store.commit.keyframes, n_frames))
+        for t, bits in chunk_history(store, dtype, k, frames):
+            out[t, places[k]] = bits[within]
 
     with ThreadPoolExecutor(count_workers()) as pool:
-        for _ in pool.map(gather, range(n_frames)):
+        for _ in pool.map(gather, [(k, key) for k in places for key in keys]):
             pass
-    return _accumulate_codes(codes, store.commit.keyframes)
-
-
-def _accumulate_codes(codes: Array, keyframes: int) -> Array:
-    """The bits [T, M] from codes [T, M]: running wrapping sums of deltas from each key frame on."""
-    one = codes.dtype.type(1)
-    deltas = (codes >> one) ^ (np.zeros_like(codes) - (codes & one))
-    out = np.empty_like(codes)
-    for key in range(0, len(codes), keyframes):
-        run = slice(key, key + keyframes)
-        deltas[key] = codes[key]
-        np.cumsum(deltas[run], axis=0, dtype=codes.dtype, out=out[run])
     return out
+
+
+def chunk_history(store: Store, dtype: str, k: int, frames: range) -> Iterator[tuple[int, Array]]:
+    """The bits of chunk ``k`` at each of some frames, checked: (frame, unsigned [elements]).
+
+    ``frames`` begin at a key frame; the array is the same one each time.
+    """
+    vector = store.vectors[dtype]
+    start, stop = vector.chunk_span(k)
+    bits = np.empty(vector.chunk, vector.dtype.bits)
+    codes = np.empty_like(bits)
+    for t in frames:
+        store.read_codes(dtype, t, k, codes)
+        if store.is_key(t):
+            bits[:] = codes
+        else:
+            kernels.decode_frame(codes, bits, bits)
+        store.check_bits(dtype, t, k, bits[: stop - start])
+        yield t, bits[: stop - start]

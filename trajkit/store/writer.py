@@ -6,7 +6,6 @@ rename leaves the store as it was, plus files that readers ignore and the next w
 """
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock, local
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -24,7 +23,14 @@ from trajkit.checkpoints.checkpoint import Checkpoint
 from trajkit.checkpoints.layout import CHUNK_ELEMENTS, FlatVector
 from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
 from trajkit.checkpoints.record import describe_source, source_path
-from trajkit.disk import canonical_json, disk_errors, replace_file, sync_directory
+from trajkit.disk import (
+    canonical_json,
+    disk_errors,
+    read_file,
+    refuse_links,
+    replace_file,
+    sync_directory,
+)
 from trajkit.errors import (
     FormatError,
     InvalidInput,
@@ -34,6 +40,7 @@ from trajkit.errors import (
 )
 from trajkit.kernels import api as kernels
 from trajkit.parallel import map_in_order
+from trajkit.parse import parse_json
 from trajkit.store.commit import (
     Commit,
     Frame,
@@ -95,6 +102,7 @@ class StoreWriter:
                 check_place(self.path)  # again, now that nobody else can make a store here
                 mark_place(self.path)
             else:
+                self._refuse_links(self.store)
                 with disk_errors(self.path):
                     self._heal(self.store)
         except BaseException:
@@ -140,6 +148,7 @@ class StoreWriter:
         )
         clear_place(self.path)
         for group in ("tensors", "frames", "digests", "assets"):
+            refuse_links(self.path, self.path / group)
             with disk_errors(self.path):
                 (self.path / group).mkdir(exist_ok=True)
             content = table if group == "tensors" else GROUP
@@ -239,7 +248,7 @@ class StoreWriter:
         digests = np.zeros(vector.n_chunks, np.uint64)
         committed = None
         if not store.is_key(t) and previous is not None:
-            committed = store.digests[dtype].read_row(t - 1)
+            committed = store.chunk_digests(t - 1)[dtype]
 
         def encode(k: int) -> bytes:
             return self._encode_chunk(store, dtype, t, k, reader, previous, committed, digests)
@@ -332,16 +341,22 @@ class StoreWriter:
     def _keep_asset(self, name: str, path: Path) -> tuple[str, str]:
         """Copy a side file into ``assets/`` unless it is there: (file name there, sha256)."""
         with disk_errors(path):
-            content = path.read_bytes()
+            content = read_file(path)
         sha = hashlib.sha256(content).hexdigest()
         for kept in (name, f"{sha[:12]}-{name}"):
             target = self.path / "assets" / kept
             if not target.exists():
                 replace_file(target, content)
                 return kept, sha
-            if target.read_bytes() == content:
+            if read_file(target) == content:
                 return kept, sha
         raise FormatError(f"{target}: damaged: its digest does not match its name")
+
+    def _refuse_links(self, store: Store) -> None:
+        """Raise where a folder that is written to, or healed, is a link to somebody else's."""
+        arrays = (*store.frames.values(), *store.digests.values(), store.steps_array)
+        folders = (self.path / name for name in ("tensors", "assets", "fits"))
+        refuse_links(self.path, *folders, *(a.path / "c" for a in arrays))
 
     def _heal(self, store: Store) -> None:
         """Remove what a killed writer left beyond the commit.
@@ -375,9 +390,9 @@ def _list_rows(path: Path) -> list[int]:
 def _rows_on_disk(path: Path) -> int | None:
     """The first dimension of an array's metadata on disk, if it can be read."""
     try:
-        document: Any = json.loads((path / "zarr.json").read_bytes())
-        return int(document["shape"][0])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        document = parse_json(read_file(path / "zarr.json"), str(path))
+        return document["shape"].wholes()[0]
+    except (OSError, FormatError, IndexError):
         return None
 
 
