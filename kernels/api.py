@@ -81,7 +81,15 @@ __all__ = [
 Base: TypeAlias = Literal["mean", "last"]
 
 
-def new_sums(n: int, dtype: str, x_ref: float, x_unit: float, *, backend: Backend = "auto") -> Sums:
+def new_sums(
+    n: int,
+    dtype: str,
+    x_ref: float,
+    x_unit: float,
+    *,
+    distinct_in: str | None = None,
+    backend: Backend = "auto",
+) -> Sums:
     """The sums of no checkpoints, for N elements of one dtype.
 
     Args:
@@ -89,20 +97,22 @@ def new_sums(n: int, dtype: str, x_ref: float, x_unit: float, *, backend: Backen
         dtype: "bfloat16", "float16", "float32", "float64", "float8_e4m3fn" or "float8_e5m2".
         x_ref: the training step where u = 0; rounding is smallest near the middle of the window.
         x_unit: training steps a unit of u, e.g. half the window (:func:`span_units`).
+        distinct_in: the format in which values are told apart where distinct ones are counted: the
+            dtype itself (None), or "bfloat16", to which each is rounded first.
         backend: "cuda" for torch tensors on the current device, anything else for numpy arrays.
 
     Raises:
         NotImplementedError: a dtype no line is fitted to.
-        ValueError: ``x_unit`` not positive, or ``x_ref`` not finite.
+        ValueError: ``x_unit`` not positive, ``x_ref`` not finite, or another ``distinct_in``.
     """
     match backend:
         case "cuda":
             from trajkit.kernels.gpu import launch as gpu
 
-            sums: Sums = gpu.new_sums(n, dtype, x_ref, x_unit)
+            sums: Sums = gpu.new_sums(n, dtype, x_ref, x_unit, distinct_in=distinct_in)
             return sums
         case "auto" | "cpu" | "reference":
-            return _sums.new_sums(n, dtype, x_ref, x_unit)
+            return _sums.new_sums(n, dtype, x_ref, x_unit, distinct_in)
         case _:
             raise ValueError(unknown_backend(backend))
 
@@ -167,6 +177,10 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
         raise ValueError(
             f"sums of {a.size} {a.dtype} and of {b.size} {b.dtype} elements do not merge"
         )
+    if a.distinct_in != b.distinct_in:
+        raise ValueError(
+            f"sums that tell values apart in {a.distinct_in} and in {b.distinct_in} do not merge"
+        )
     if a.count == 0 or b.count == 0:
         return b if a.count == 0 else a
     if not b.x_first > a.x_last:
@@ -207,12 +221,13 @@ def fit_frames(
     *,
     min_range: float = 0.0,
     few: int = 4,
+    distinct_in: str | None = None,
     backend: Backend = "auto",
 ) -> Solution:
     """Fit a whole window that is in memory: accumulate and solve in one pass.
 
-    Arguments as in :func:`accumulate_frames` (B = T, N = all columns) and :func:`solve`; the
-    sums themselves are never in memory. Raises as they do.
+    Arguments as in :func:`accumulate_frames` (B = T, N = all columns), :func:`solve` and
+    :func:`new_sums`; the sums themselves are never in memory. Raises as they do.
     """
     is_key_T, steps_T = np.asarray(is_key_T, dtype=np.bool_), np.asarray(steps_T)
     check_filters(min_range, few)
@@ -223,8 +238,9 @@ def fit_frames(
     if chosen != "cuda":
         check_codes(codes_TN, dtype)
     solution: Solution = open_backend(chosen).fit_frames(
-        codes_TN, is_key_T, steps_T, dtype, min_range=min_range, few=few
-    )
+        codes_TN, is_key_T, steps_T, dtype,
+        min_range=min_range, few=few, distinct_in=distinct_in,
+    )  # fmt: skip
     return solution
 
 

@@ -28,7 +28,7 @@ from trajkit.kernels.gate import Gate
 from trajkit.kernels.noise import mix_seed
 from trajkit.kernels.rounding import Rounding
 from trajkit.kernels.state import DRIFT_T_BINS, DW_BINS, ULPS_BINS, Solution, Stats, Sums, new_sums
-from trajkit.kernels.steps import span_units, take_steps
+from trajkit.kernels.steps import span_units, take_steps, weigh_steps
 
 __all__ = [
     "accumulate_frames",
@@ -63,7 +63,7 @@ def accumulate_frames(
         window,
         layout_of(form),
         _state(sums),
-        np.zeros(3 * cpu_tile.RUNS),
+        np.zeros(4 * cpu_tile.RUNS),
         words,
         work,
         _pad(codes_TN, sums.size),
@@ -94,11 +94,12 @@ def fit_frames(
     *,
     min_range: float = 0.0,
     few: int = 4,
+    distinct_in: str | None = None,
 ) -> Solution:
     """Accumulate and solve, tile by tile; the sums exist for one tile at a time."""
     form = format_of(dtype)
     n = codes_TN.shape[1]
-    scratch = new_sums(TILE, dtype, *span_units(steps_T))
+    scratch = new_sums(TILE, dtype, *span_units(steps_T), distinct_in)
     window = _window(scratch, is_key_T, steps_T)
     answer, bits_last = _new_answer(n), np.empty(n, dtype=form.bits)
     cpu_solve.fit(
@@ -109,7 +110,7 @@ def fit_frames(
         _design(scratch, min_range, few),
         layout_of(form),
         _state(scratch),
-        np.zeros(3 * cpu_tile.RUNS),
+        np.zeros(4 * cpu_tile.RUNS),
         scratch_tile(cpu_tile.WORD_ROWS, form.bits),
         scratch_tile(cpu_tile.FLOAT_ROWS, form.work),
         _pad(codes_TN, n),
@@ -274,8 +275,16 @@ def _window(sums: Sums, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any]) -> c
     starts = range(0, len(u_T), cpu_frames.BATCH)
     u_mean_G = np.array([u_T[s : s + cpu_frames.BATCH].mean() for s in starts], dtype=np.float64)
     u_T = u_T - np.repeat(u_mean_G, cpu_frames.BATCH)[: len(u_T)]
-    is_key_T = np.array(is_key_T, dtype=np.bool_)
-    return cpu_frames.Window(is_key_T, u_T.astype(work), du_T.astype(work), u_mean_G)
+    weight_T, per_du_G = weigh_steps(du_T, cpu_frames.BATCH)
+    return cpu_frames.Window(
+        np.array(is_key_T, dtype=np.bool_),
+        u_T.astype(work),
+        du_T.astype(work),
+        weight_T.astype(work),
+        u_mean_G,
+        per_du_G,
+        sums.distinct_in != sums.dtype,
+    )
 
 
 def _design(sums: Sums, min_range: float, few: int) -> cpu_solve.Design:
@@ -301,6 +310,7 @@ def _state(sums: Sums) -> cpu_tile.State:
         sums.s_dd,
         sums.q,
         sums.p,
+        sums.v,
         sums.y_first,
         sums.y_min,
         sums.y_max,
