@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from trajkit.progress import Advanced, Event, Finished, Note, Progress, Started
+from trajkit.progress import Advanced, Event, Finished, Note, Progress, Started, silent
 from trajkit.text import printable
 from trajkit.units import format_bytes, format_rate, format_seconds
 
@@ -46,9 +46,23 @@ class Console:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A subscriber for a verb's events: a bar on a terminal, a line a stage otherwise."""
+        """A subscriber for a verb's events: a bar on a terminal, a line a stage otherwise.
+
+        It hears of kernels that are compiled, too, since that takes as long as a stage.
+        """
+        from trajkit.kernels import compiling
+
+        with self._subscriber() as subscriber:
+            compiling.listen(lambda line: subscriber(Note(line)))
+            try:
+                yield subscriber
+            finally:
+                compiling.listen(None)
+
+    @contextmanager
+    def _subscriber(self) -> Iterator[Progress]:
         if self.quiet:
-            yield lambda event: None
+            yield silent
         elif sys.stderr.isatty():
             with _bars() as subscriber:
                 yield subscriber

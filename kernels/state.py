@@ -220,6 +220,15 @@ def new_sums(
 ) -> Sums:
     """The sums of no checkpoints, in numpy arrays of N elements; see :class:`Sums`.
 
+    Args:
+        n: N.
+        dtype: "bfloat16", "float16", "float32", "float64", "float8_e4m3fn" or "float8_e5m2".
+        x_ref: the training step where u = 0; rounding is smallest near the middle of the window.
+        x_unit: training steps a unit of u, e.g. half the window
+            (:func:`trajkit.kernels.steps.span_units`).
+        distinct_in: the format in which values are told apart where distinct ones are counted: the
+            dtype itself (None), or "bfloat16", to which each is rounded first.
+
     Raises:
         NotImplementedError: a dtype no line is fitted to.
         ValueError: ``x_unit`` not positive and finite, ``x_ref`` not finite, or another

@@ -13,12 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels.calls import Calls
 from trajkit.kernels.cpu import coding as cpu_round
 from trajkit.kernels.cpu import extrapolate as cpu_extrapolate
 from trajkit.kernels.cpu import frames as cpu_frames
-from trajkit.kernels.cpu import read as cpu_read
-from trajkit.kernels.cpu import shuffle as cpu_shuffle
 from trajkit.kernels.cpu import solve as cpu_solve
 from trajkit.kernels.cpu import stats as cpu_stats
 from trajkit.kernels.cpu import tile as cpu_tile
@@ -37,10 +34,8 @@ __all__ = [
     "extrapolate_line",
     "extrapolate_pair",
     "fit_frames",
-    "read_rows",
     "solve",
     "summarise",
-    "unshuffle",
 ]
 
 
@@ -160,32 +155,6 @@ def encode_frame(bits_N: Bits, prev_N: Bits, out_N: Bits) -> None:
     scratch = np.empty(TILE, dtype=out_N.dtype)
     top = 8 * out_N.itemsize - 1
     cpu_round.encode(flat(bits_N), flat(prev_N), _writable(out_N), scratch, top)
-
-
-def unshuffle(planes_N: Bits, block: int, out_N: Bits) -> None:
-    """Codes from bit planes."""
-    cpu_shuffle.unshuffle(flat(planes_N), block, _writable(out_N))
-
-
-def read_rows(
-    calls: Calls,
-    fds_T: NDArray[np.int64],
-    places_T2: NDArray[Any],
-    scratch: tuple[Bits, Bits] | None,
-    out_TN: Bits,
-) -> int:
-    """One chunk a row, up to the first that is not as it should be."""
-    offsets_T, sizes_T = (np.ascontiguousarray(places_T2[:, i], np.int64) for i in (0, 1))
-    files = flat(fds_T), flat(offsets_T), flat(sizes_T)
-    out, width = _writable(out_TN.reshape(-1)), out_TN.shape[1]
-    if scratch is None:
-        crc = np.empty(cpu_read.CRC_BYTES, np.uint8)
-        row_bytes = width * out.itemsize
-        return int(
-            cpu_read.read_plain_rows(calls, *files, crc, flat(out.view(np.uint8)), row_bytes)
-        )
-    coded, planes = scratch
-    return int(cpu_read.read_blosc_rows(calls, *files, flat(coded), flat(planes), out, width))
 
 
 def decode_frame(codes_N: Bits, prev_N: Bits, out_N: Bits) -> None:

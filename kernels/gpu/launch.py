@@ -2,8 +2,6 @@
 
     new_sums, accumulate_frames, solve   a streaming fit: state, batches [B, N], finished lines
     fit_frames                           a whole window [T, N] at once, up to 64 frames in registers
-    summarise                            counts, moments and histograms of a solution
-    encode_frame, decode_frame           the store's frame coding
     extrapolate_line, extrapolate_pair   new checkpoints, gated and rounded once
 
 The kernels themselves, from the inside out: gpu_bits (one value), gpu_sums (one group of frames),
@@ -32,7 +30,6 @@ from numpy.typing import NDArray
 
 from trajkit.kernels.formats import format_of
 from trajkit.kernels.gate import Gate
-from trajkit.kernels.gpu.bits import _decode_frame_kernel, _encode_frame_kernel
 from trajkit.kernels.gpu.extrapolate import _extrapolate_line_kernel, _extrapolate_pair_kernel
 from trajkit.kernels.gpu.frames import _accumulate_frames_kernel, _fit_frames_kernel
 from trajkit.kernels.gpu.prepare import (
@@ -54,24 +51,19 @@ from trajkit.kernels.gpu.prepare import (
     step_tables,
 )
 from trajkit.kernels.gpu.solve import _solve_kernel
-from trajkit.kernels.gpu.stats import summarise
 from trajkit.kernels.rounding import Rounding
 from trajkit.kernels.state import Solution, Sums
 from trajkit.kernels.steps import span_units, take_steps
 
 __all__ = [
     "accumulate_frames",
-    "decode_frame",
-    "encode_frame",
     "extrapolate_line",
     "extrapolate_pair",
     "fit_frames",
-    "merge_sums",
     "new_solution",
     "new_sums",
     "rows_are_wide",
     "solve",
-    "summarise",
 ]
 
 MAX_LAUNCH_FRAMES = 32_768  # two counters of a launch share 32 bits, 16 each
@@ -218,34 +210,6 @@ def fit_frames(
             num_warps=NUM_WARPS, maxnreg=max_registers(dtype), enable_fp_fusion=True,
         )  # fmt: skip
     return out
-
-
-def merge_sums(a: Sums, b: Sums) -> Sums:
-    """Not on the device: NotImplementedError says what to do instead."""
-    raise NotImplementedError(
-        "the CUDA backend does not merge sums; accumulate in order, or merge numpy arrays"
-    )
-
-
-def encode_frame(bits_N: torch.Tensor, prev_N: torch.Tensor, out_N: torch.Tensor) -> None:
-    """Write zigzag(bits - prev), wrapping in the width; all unsigned [N] of 8 to 64 bits."""
-    if out_N.shape[0]:
-        with on_device(out_N.device):
-            _encode_frame_kernel[(triton.cdiv(out_N.shape[0], BLOCK),)](
-                bits_N, prev_N, out_N, out_N.shape[0],
-                WIDTH=8 * out_N.element_size(), BLOCK=BLOCK, num_warps=NUM_WARPS,
-                enable_fp_fusion=False,
-            )  # fmt: skip
-
-
-def decode_frame(codes_N: torch.Tensor, prev_N: torch.Tensor, out_N: torch.Tensor) -> None:
-    """Write prev + unzigzag(code), wrapping in the width; all unsigned [N] of 8 to 64 bits."""
-    if out_N.shape[0]:
-        with on_device(out_N.device):
-            _decode_frame_kernel[(triton.cdiv(out_N.shape[0], BLOCK),)](
-                codes_N, prev_N, out_N, out_N.shape[0],
-                BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
 
 
 def extrapolate_line(

@@ -51,7 +51,7 @@ def find_prior(
         or n_frames > window.n_frames
     ):
         return None
-    if (record.paper is not None) != paper:
+    if (record.found.paper is not None) != paper:
         return None
     begun = replace(window, stop=window.first + n_frames)
     if record.steps != window.axis.steps[:n_frames]:
