@@ -93,7 +93,9 @@ def test_the_fit_and_the_sample_keep_the_same_elements_in_every_dtype(
     sample = fit_sample(traj, window, 1.0, seed=0, threshold=0.7, budget_bytes=2**30)
     assert 0 < sample.kept < sample.elements
     for keep_sums in (False, True):
-        paper = trajkit.fit(traj, 0.7, paper=True, name="paper", keep_sums=keep_sums).record.paper
+        paper = trajkit.fit(
+            traj, 0.7, paper=True, name="paper", keep_sums=keep_sums
+        ).record.found.paper
         assert paper is not None
         assert (paper["elements"], paper["kept"]) == (sample.elements, sample.kept)
         assert paper["share_above"] == pytest.approx(sample.share_above, abs=1.5 / sample.kept)
@@ -104,7 +106,7 @@ def test_sums_that_count_in_another_format_are_not_continued(
 ) -> None:
     for paper, read in ((False, 14), (True, 14), (True, 0), (False, 14)):
         kept = trajkit.fit(small, 0.7, paper=paper, name="turns", keep_sums=True)
-        assert kept.record.frames_read == read
+        assert kept.record.found.frames_read == read
 
 
 def test_real_run_scores_near_the_published_figures(adder_store: Path) -> None:
