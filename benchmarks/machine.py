@@ -11,7 +11,17 @@ def describe_machine() -> dict[str, Any]:
     """Date, processor, cores, memory and versions, for a result's record."""
     import os
 
-    names = ("trajkit", "numpy", "numba", "numcodecs", "zarr", "torch", "scipy", "triton")
+    names = (
+        "trajkit",
+        "numpy",
+        "numba",
+        "numcodecs",
+        "zarr",
+        "torch",
+        "scipy",
+        "triton",
+        "tensorstore",
+    )
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": _processor(),

@@ -13,6 +13,7 @@ RESULTS = HERE / "results"
 RUNS = (
     ("bench_kernels.py",),
     ("bench_store.py",),
+    ("bench_read.py",),
     ("bench_fit.py",),
     ("bench_fit.py", "--scaling"),
     ("bench_extrapolate.py",),

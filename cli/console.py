@@ -6,7 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import click
 
 from trajkit.defaults import DEFAULT_FIT, DEFAULT_STORE
 from trajkit.errors import TrajkitWarning
-from trajkit.progress import Progress, show_progress, silent
+from trajkit.progress import Note, Progress, show_progress, silent
 from trajkit.text import printable
 
 
@@ -47,9 +47,21 @@ class Console:
         """A warning on stderr, even with -q."""
         click.echo(f"warning: {printable(text)}", err=True)
 
-    def progress(self) -> AbstractContextManager[Progress]:
-        """A subscriber for a verb's events: a bar on a terminal; with -v what each stage measured."""
-        return nullcontext(silent) if self.quiet else show_progress(summaries=self.verbose)
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A subscriber for a verb's events: a bar on a terminal; with -v what each stage measured.
+
+        It hears of kernels that are compiled, too, since that takes as long as a stage.
+        """
+        from trajkit.kernels import compiling
+
+        shown = nullcontext(silent) if self.quiet else show_progress(summaries=self.verbose)
+        with shown as subscriber:
+            compiling.listen(lambda line: subscriber(Note(line)))
+            try:
+                yield subscriber
+            finally:
+                compiling.listen(None)
 
     @contextmanager
     def printing_warnings(self) -> Iterator[None]:

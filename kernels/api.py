@@ -3,14 +3,14 @@
     accumulate_frames, merge_sums, solve     a streaming fit: accumulate, merge, finalise
     fit_frames                               the same in one call, with no state left behind
     summarise                                counts, moments and histograms of a solution
-    encode_frame, decode_frame, unshuffle    the store's frame coding
-    read_rows                                chunks from files, checked and decompressed
+    encode_frame, decode_frame               the store's frame coding
     extrapolate_line, extrapolate_pair       new checkpoints, rounded once
 
-Backends: "reference" (numpy, float64, slow), "cpu" (numba), "cuda" (Triton, torch tensors on the
-device). "auto" goes by the array: "cuda" for torch tensors, "cpu" for numpy arrays. A request
-that cannot be met raises; nothing falls back. The "cuda" backend checks its own tensors. All
-functions may be called from many threads at once on different arrays, and release the GIL.
+Backends: "cpu" (numba; what "auto" means) and "reference" (numpy, float64, slow), both of numpy
+arrays. A request that cannot be met raises; nothing falls back. All functions may be called from
+many threads at once on different arrays, and release the GIL. Tensors on a CUDA device are fitted by
+:mod:`trajkit.kernels.gpu.launch` and :mod:`trajkit.kernels.gpu.lane`, chunks are read from files by
+:mod:`trajkit.kernels.cpu.read`.
 
 Axis letters: T checkpoints, B checkpoints of one batch, N elements.
 """
@@ -20,8 +20,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels import state as _sums
-from trajkit.kernels.calls import Calls
 from trajkit.kernels.checks import (
     check_batch,
     check_codes,
@@ -29,7 +27,7 @@ from trajkit.kernels.checks import (
     check_extrapolation,
     check_filters,
 )
-from trajkit.kernels.dispatch import Backend, choose_backend, open_backend, unknown_backend
+from trajkit.kernels.dispatch import Backend, open_backend
 from trajkit.kernels.flags import (
     FLAG_BELOW_HALF_ULP,
     FLAG_BELOW_THRESHOLD,
@@ -39,10 +37,10 @@ from trajkit.kernels.flags import (
     FLAG_STATIC,
     HELD_FLAGS,
 )
-from trajkit.kernels.formats import FORMATS, format_of, has_whole_blocks, values_of
+from trajkit.kernels.formats import FORMATS, format_of, values_of
 from trajkit.kernels.gate import OPEN, Gate
 from trajkit.kernels.rounding import NEAREST, Rounding
-from trajkit.kernels.state import Array, Solution, Stats, Sums, new_stats
+from trajkit.kernels.state import Array, Solution, Stats, Sums, new_stats, new_sums
 from trajkit.kernels.steps import span_units
 
 __all__ = [
@@ -56,7 +54,6 @@ __all__ = [
     "HELD_FLAGS",
     "NEAREST",
     "OPEN",
-    "Calls",
     "Gate",
     "Rounding",
     "Solution",
@@ -71,40 +68,12 @@ __all__ = [
     "merge_sums",
     "new_stats",
     "new_sums",
-    "read_rows",
     "solve",
     "span_units",
     "summarise",
-    "unshuffle",
     "values_of",
 ]
 Base: TypeAlias = Literal["mean", "last"]
-
-
-def new_sums(n: int, dtype: str, x_ref: float, x_unit: float, *, backend: Backend = "auto") -> Sums:
-    """The sums of no checkpoints, for N elements of one dtype.
-
-    Args:
-        n: N.
-        dtype: "bfloat16", "float16", "float32", "float64", "float8_e4m3fn" or "float8_e5m2".
-        x_ref: the training step where u = 0; rounding is smallest near the middle of the window.
-        x_unit: training steps a unit of u, e.g. half the window (:func:`span_units`).
-        backend: "cuda" for torch tensors on the current device, anything else for numpy arrays.
-
-    Raises:
-        NotImplementedError: a dtype no line is fitted to.
-        ValueError: ``x_unit`` not positive, or ``x_ref`` not finite.
-    """
-    match backend:
-        case "cuda":
-            from trajkit.kernels.gpu import launch as gpu
-
-            sums: Sums = gpu.new_sums(n, dtype, x_ref, x_unit)
-            return sums
-        case "auto" | "cpu" | "reference":
-            return _sums.new_sums(n, dtype, x_ref, x_unit)
-        case _:
-            raise ValueError(unknown_backend(backend))
 
 
 def accumulate_frames(
@@ -125,7 +94,7 @@ def accumulate_frames(
             of the checkpoints; columns beyond N are not read.
         is_key_T: bool [B]; True where the row holds the bits themselves, not a delta.
         steps_T: training steps [B], increasing, after ``sums.x_last``.
-        sums: from :func:`new_sums`.
+        sums: from :func:`trajkit.kernels.state.new_sums`.
         backend: see the module.
 
     Raises:
@@ -141,10 +110,8 @@ def accumulate_frames(
     check_batch(codes_TN, is_key_T, steps_T, sums.count == 0)
     if codes_TN.shape[1] < sums.size:
         raise ValueError(f"frames of {codes_TN.shape[1]} elements for sums of {sums.size}")
-    chosen = choose_backend(backend, codes_TN)
-    if chosen != "cuda":
-        check_codes(codes_TN, sums.dtype)
-    open_backend(chosen).accumulate_frames(codes_TN, is_key_T, steps_T, sums)
+    check_codes(codes_TN, sums.dtype)
+    open_backend(backend).accumulate_frames(codes_TN, is_key_T, steps_T, sums)
 
 
 def merge_sums(a: Sums, b: Sums) -> Sums:
@@ -167,13 +134,17 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
         raise ValueError(
             f"sums of {a.size} {a.dtype} and of {b.size} {b.dtype} elements do not merge"
         )
+    if a.distinct_in != b.distinct_in:
+        raise ValueError(
+            f"sums that tell values apart in {a.distinct_in} and in {b.distinct_in} do not merge"
+        )
     if a.count == 0 or b.count == 0:
         return b if a.count == 0 else a
     if not b.x_first > a.x_last:
         raise ValueError(
             f"sums merge in the order of their steps: {b.x_first:g} is not after {a.x_last:g}"
         )
-    merged: Sums = open_backend(choose_backend("auto", a.s_d, "reference")).merge_sums(a, b)
+    merged: Sums = open_backend("reference").merge_sums(a, b)
     return merged
 
 
@@ -194,8 +165,7 @@ def solve(
     check_filters(min_range, few)
     if sums.count == 0:
         raise ValueError("nothing to solve: no checkpoint has been accumulated")
-    chosen = open_backend(choose_backend(backend, sums.s_d))
-    solution: Solution = chosen.solve(sums, min_range=min_range, few=few)
+    solution: Solution = open_backend(backend).solve(sums, min_range=min_range, few=few)
     return solution
 
 
@@ -207,24 +177,24 @@ def fit_frames(
     *,
     min_range: float = 0.0,
     few: int = 4,
+    distinct_in: str | None = None,
     backend: Backend = "auto",
 ) -> Solution:
     """Fit a whole window that is in memory: accumulate and solve in one pass.
 
-    Arguments as in :func:`accumulate_frames` (B = T, N = all columns) and :func:`solve`; the
-    sums themselves are never in memory. Raises as they do.
+    Arguments as in :func:`accumulate_frames` (B = T, N = all columns), :func:`solve` and
+    :func:`trajkit.kernels.state.new_sums`; the sums themselves are never in memory. Raises as they do.
     """
     is_key_T, steps_T = np.asarray(is_key_T, dtype=np.bool_), np.asarray(steps_T)
     check_filters(min_range, few)
     check_batch(codes_TN, is_key_T, steps_T, True)
     if len(steps_T) == 0:
         raise ValueError("nothing to fit: no frames")
-    chosen = choose_backend(backend, codes_TN)
-    if chosen != "cuda":
-        check_codes(codes_TN, dtype)
-    solution: Solution = open_backend(chosen).fit_frames(
-        codes_TN, is_key_T, steps_T, dtype, min_range=min_range, few=few
-    )
+    check_codes(codes_TN, dtype)
+    solution: Solution = open_backend(backend).fit_frames(
+        codes_TN, is_key_T, steps_T, dtype,
+        min_range=min_range, few=few, distinct_in=distinct_in,
+    )  # fmt: skip
     return solution
 
 
@@ -250,7 +220,7 @@ def summarise(
         NotImplementedError: a dtype no line is fitted to.
     """
     format_of(dtype)
-    stats: Stats = open_backend(choose_backend(backend, solution.slope)).summarise(
+    stats: Stats = open_backend(backend).summarise(
         solution, float(threshold), float(steps_window), dtype
     )
     return stats
@@ -271,7 +241,7 @@ def encode_frame(bits_N: Array, prev_N: Array, out_N: Array, *, backend: Backend
     array([2, 1, 0], dtype=uint8)
     """
     check_coding(bits_N, prev_N, out_N)
-    open_backend(choose_backend(backend, out_N)).encode_frame(bits_N, prev_N, out_N)
+    open_backend(backend).encode_frame(bits_N, prev_N, out_N)
 
 
 def decode_frame(codes_N: Array, prev_N: Array, out_N: Array, *, backend: Backend = "auto") -> None:
@@ -283,57 +253,7 @@ def decode_frame(codes_N: Array, prev_N: Array, out_N: Array, *, backend: Backen
         ValueError: other dtypes, or shapes that differ.
     """
     check_coding(codes_N, prev_N, out_N)
-    open_backend(choose_backend(backend, out_N)).decode_frame(codes_N, prev_N, out_N)
-
-
-def unshuffle(planes_N: Array, block: int, out_N: Array, *, backend: Backend = "auto") -> None:
-    """Write the codes whose bit planes blosc's bit-shuffle has laid end to end, block by block.
-
-    Both unsigned [N] of 8, 16, 32 or 64 bits, N a multiple of ``block`` elements; not the same
-    memory. Numpy arrays only.
-
-    Raises:
-        ValueError: other dtypes, shapes that differ, or no whole blocks of a multiple of 256.
-    """
-    check_coding(planes_N, out_N)
-    if not has_whole_blocks(block, len(out_N)):
-        raise ValueError(f"no whole blocks of {block} elements in {len(out_N)}")
-    open_backend(choose_backend(backend, out_N)).unshuffle(planes_N, block, out_N)
-
-
-def read_rows(
-    calls: Calls,
-    fds_T: NDArray[np.int64],
-    places_T2: NDArray[Any],
-    scratch: tuple[Array, Array] | None,
-    out_TN: Array,
-) -> int:
-    """Fill rows from one chunk of a file each, its crc32c checked, without holding the GIL.
-
-    Args:
-        calls: what it is done with.
-        fds_T: descriptors open for reading, int64 [T].
-        places_T2: offset and bytes of each chunk, integers [T, 2].
-        scratch: for chunks that blosc has coded: uint8 as long as the longest chunk (a longer
-            one is not read), and one row like ``out_TN``'s; None for chunks that are plain bytes.
-        out_TN: [T, N], contiguous, written; unsigned where blosc has coded it.
-
-    Returns:
-        How many rows were filled, up to the first that is not as it should be (T if all are); the
-        rows from there on are not to be used.
-
-    Raises:
-        ValueError: rows, scratch and places that do not fit together.
-    """
-    n_rows, width = out_TN.shape
-    if not out_TN.flags.c_contiguous:
-        raise ValueError("rows must lie end to end")
-    if fds_T.shape != (n_rows,) or places_T2.shape != (n_rows, 2):
-        raise ValueError(f"{n_rows} rows from {len(fds_T)} files and {len(places_T2)} places")
-    if scratch is not None and (len(scratch[1]) < width or scratch[1].dtype != out_TN.dtype):
-        raise ValueError("the second scratch must be like a row")
-    done: int = open_backend("cpu").read_rows(calls, fds_T, places_T2, scratch, out_TN)
-    return done
+    open_backend(backend).decode_frame(codes_N, prev_N, out_N)
 
 
 def extrapolate_line(
@@ -374,10 +294,8 @@ def extrapolate_line(
     """
     if base not in ("mean", "last"):
         raise ValueError(f"base must be 'mean' or 'last', got {base!r}")
-    chosen = choose_backend(backend, out_bits)
-    if chosen != "cuda":
-        check_extrapolation(dtype, (last_bits, out_bits), (slope, mean), gate)
-    counts: tuple[int, int, int] = open_backend(chosen).extrapolate_line(
+    check_extrapolation(dtype, (last_bits, out_bits), (slope, mean), gate)
+    counts: tuple[int, int, int] = open_backend(backend).extrapolate_line(
         base,
         last_bits,
         slope,
@@ -422,10 +340,8 @@ def extrapolate_pair(
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    chosen = choose_backend(backend, out_bits)
-    if chosen != "cuda":
-        check_extrapolation(dtype, (bits_a, bits_b, bits_hold, out_bits), (), gate)
-    counts: tuple[int, int, int] = open_backend(chosen).extrapolate_pair(
+    check_extrapolation(dtype, (bits_a, bits_b, bits_hold, out_bits), (), gate)
+    counts: tuple[int, int, int] = open_backend(backend).extrapolate_pair(
         bits_a,
         bits_b,
         float(beta),

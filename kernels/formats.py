@@ -166,6 +166,20 @@ def bits_of(
     return (size | (sign << (form.width - 1))).astype(form.bits), finite
 
 
+def round_to_bfloat16(values_N: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
+    """Bit patterns [N] of numbers rounded to bfloat16, to nearest even; float64 by way of float32.
+
+    Beyond the largest finite number: infinity. NaN: any pattern.
+
+    >>> round_to_bfloat16(np.array([1.0, 1.0 + 2**-8, 3.4e38])).tolist() == [0x3F80, 0x3F80, 0x7F80]
+    True
+    """
+    with np.errstate(over="ignore"):
+        raw_N = values_N.astype(np.float32, copy=False).view(np.uint32)
+    odd_N = (raw_N >> np.uint32(16)) & np.uint32(1)
+    return ((raw_N + np.uint32(0x7FFF) + odd_N) >> np.uint32(16)).astype(np.uint16)
+
+
 def ulp_of(values_N: NDArray[np.floating[Any]], dtype: str) -> NDArray[np.float64]:
     """The spacing of a format's numbers at \\|w\\|, float64 [N]: 2^(max(e, e_min) - mantissa).
 

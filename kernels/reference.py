@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trajkit.kernels import flags as flag
-from trajkit.kernels.formats import Bits, bits_of, format_of, ulp_of, values_of
+from trajkit.kernels.formats import Bits, bits_of, format_of, round_to_bfloat16, ulp_of, values_of
 from trajkit.kernels.gate import Gate
 from trajkit.kernels.noise import uniform_noise
 from trajkit.kernels.rounding import Rounding
@@ -81,7 +81,7 @@ def accumulate_frames(
             before_N = value_N
             for array in (sums.y_first, sums.y_min, sums.y_max):
                 array[...] = value_N
-            sums.slots[...] = _plain_zero(sums.bits_last, value_N)
+            sums.slots[...] = _distinct_bits(sums, value_N)
             sums.distinct[...] = 1
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf stay in their elements
             _add_checkpoint(sums, value_N, before_N, float(u_T[t]), float(du_T[t]))
@@ -96,16 +96,22 @@ def _add_checkpoint(sums: Sums, value_N: Floats, before_N: Floats, u: float, du:
     sums.s_dd += d_N * d_N
     sums.q += dd_N * dd_N
     sums.p += du * dd_N
+    sums.v += dd_N * dd_N / du if du > 0 else 0.0
     np.fmin(sums.y_min, value_N, out=sums.y_min)
     np.fmax(sums.y_max, value_N, out=sums.y_max)
     sums.changes += (value_N != before_N) & (sums.changes < MAX_CHANGES)
     sums.invalid |= ~np.isfinite(value_N)
-    _note_distinct(sums, _plain_zero(sums.bits_last, value_N), np.ones(sums.size, dtype=bool))
+    _note_distinct(sums, _distinct_bits(sums, value_N), np.ones(sums.size, dtype=bool))
 
 
-def _plain_zero(bits_N: Bits, value_N: Floats) -> Bits:
-    """Bit patterns that are equal where values are: -0.0 becomes 0.0."""
-    return np.where(value_N == 0, bits_N.dtype.type(0), bits_N)
+def _distinct_bits(sums: Sums, value_N: Floats) -> Bits:
+    """Bit patterns that are equal where values count as equal: -0.0 becomes 0.0."""
+    word = sums.bits_last.dtype
+    if sums.distinct_in == sums.dtype:
+        return np.where(value_N == 0, word.type(0), sums.bits_last)
+    rounded_N = round_to_bfloat16(value_N)
+    rounded_N[rounded_N << np.uint16(1) == 0] = 0
+    return rounded_N.astype(word)
 
 
 def _note_distinct(sums: Sums, bits_N: Bits, present_N: NDArray[np.bool_]) -> None:
@@ -125,7 +131,8 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
         S_d = S_d(a) + S_d(b) + n D           S_dd = S_dd(a) + S_dd(b) + 2 D S_d(b) + n D²
         S_ud = S_ud(a) + α S_ud(b) + β S_d(b) + D (α S_u(b) + n β)
 
-    and one difference, from a's last checkpoint to b's first, enters Q, P and the changes.
+    and one difference, from a's last checkpoint to b's first, enters Q, P, V and the changes; V is
+    per unit of u, hence V(a) + V(b) / α.
     """
     alpha = b.x_unit / a.x_unit
     beta = (b.x_ref - a.x_ref) / a.x_unit
@@ -146,11 +153,13 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
             a.s_u + b_s_u,
             a.s_uu + alpha**2 * b.s_uu + 2 * alpha * beta * b.s_u + n * beta**2,
             a.s_du2 + alpha**2 * b.s_du2 + step_u**2,
+            a.distinct_in,
             s_d=a.s_d + (b.s_d + n * shift_N),
             s_ud=a.s_ud + (alpha * b.s_ud + beta * b.s_d + shift_N * b_s_u),
             s_dd=a.s_dd + (b.s_dd + shift_N * (2 * b.s_d + n * shift_N)),
             q=a.q + b.q + seam_N**2,
             p=a.p + alpha * b.p + step_u * seam_N,
+            v=a.v + b.v / alpha + seam_N**2 / step_u,
             y_first=a.y_first.copy(),
             y_min=np.fmin(a.y_min, b.y_min),
             y_max=np.fmax(a.y_max, b.y_max),
@@ -175,8 +184,12 @@ def solve(sums: Sums, *, min_range: float = 0.0, few: int = 4) -> Solution:
         SST = S_dd - S_d² / T       SSE = SST - slope S_cd    R² = slope S_cd / SST
         DW = (Q - 2 slope P + slope² sum (Δu)²) / SSE
         drift = (y_T - y_1) / (u_T - u_1)
-        s² = (Q - 2 drift P + drift² sum (Δu)²) / (T - 2)
-        t = drift (u_T - u_1) / sqrt(s² (T - 1))
+        s² = (V - drift² (u_T - u_1)) / (T - 2)
+        t = drift sqrt(u_T - u_1) / s
+
+    The differences of a walk with drift m and variance s² a unit of u have mean m Δu and variance
+    s² Δu, so m's generalised least squares is the drift above, the residual sum of squares is
+    sum (Δd - m Δu)² / Δu = V - m² (u_T - u_1), and t is Student's with T - 2 degrees of freedom.
     """
     t_count = sums.count
     u_mean = sums.s_u / t_count
@@ -194,10 +207,10 @@ def solve(sums: Sums, *, min_range: float = 0.0, few: int = 4) -> Solution:
         dw[sse <= RESIDUAL_FLOOR * sst] = np.nan
         total = values_of(sums.bits_last, sums.dtype).astype(np.float64) - sums.y_first
         drift = total / u_span
-        spread = sums.q - 2 * drift * sums.p + drift**2 * sums.s_du2
+        spread = sums.v - drift * total
         certain = np.where(total == 0, np.nan, np.copysign(np.inf, total))
-        drift_t = total / np.sqrt(spread / max(t_count - 2, 1) * (t_count - 1))
-        drift_t = np.where(spread > RESIDUAL_FLOOR * sums.q, drift_t, certain)
+        drift_t = total / np.sqrt(spread / max(t_count - 2, 1) * u_span)
+        drift_t = np.where(spread > RESIDUAL_FLOOR * sums.v, drift_t, certain)
         mean = np.where(moving_N, sums.y_first + sums.s_d / t_count, sums.y_first)
         value_range = sums.y_max.astype(np.float64) - sums.y_min
         flags_N = np.zeros(sums.size, dtype=np.uint8)
@@ -237,9 +250,10 @@ def fit_frames(
     *,
     min_range: float = 0.0,
     few: int = 4,
+    distinct_in: str | None = None,
 ) -> Solution:
     """Accumulate all frames and solve."""
-    sums = new_sums(codes_TN.shape[1], dtype, *span_units(steps_T))
+    sums = new_sums(codes_TN.shape[1], dtype, *span_units(steps_T), distinct_in)
     accumulate_frames(codes_TN, is_key_T, steps_T, sums)
     return solve(sums, min_range=min_range, few=few)
 

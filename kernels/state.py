@@ -24,7 +24,7 @@ RESIDUAL_FLOOR = 2.0**-20
 RSQ_BINS, DW_BINS, DRIFT_T_BINS, ULPS_BINS = 1000, 80, 80, 64
 ULPS_STEPS = 100
 """hist_ulps counts the movement of the line over so many training steps"""
-SUMS_VERSION = 1
+SUMS_VERSION = 2
 """of the fields of :class:`Sums` and of the arithmetic that fills them: sums of another version are
 not added to, so whoever changes either raises it"""
 SUMS_SCALARS = ("count", "x_ref", "x_unit", "x_first", "x_last", "s_u", "s_uu", "s_du2")
@@ -57,6 +57,8 @@ class Sums:
     """sum u_t²"""
     s_du2: float
     """sum (Δu_t)²"""
+    distinct_in: str
+    """the format in which values are told apart: ``dtype``, or "bfloat16" (each value rounded to it)"""
     s_d: Array
     """sum d_t, float64 [N]"""
     s_ud: Array
@@ -67,6 +69,8 @@ class Sums:
     """sum (Δd_t)², float64 [N]"""
     p: Array
     """sum Δu_t Δd_t, float64 [N]"""
+    v: Array
+    """sum (Δd_t)² / Δu_t, float64 [N]"""
     y_first: Array
     """the first value, float32 [N] (float64 for float64)"""
     y_min: Array
@@ -80,8 +84,8 @@ class Sums:
     distinct: Array
     """distinct values seen, uint8 [N], stops at 4"""
     slots: Array
-    """bit patterns of the first distinct values (0.0 for -0.0), unsigned [3, N]; slots not yet
-    taken repeat the last one taken"""
+    """bit patterns, in ``distinct_in``, of the first distinct values (0.0 for -0.0), in words of the
+    dtype's width, unsigned [3, N]; slots not yet taken repeat the last one taken"""
     invalid: Array
     """1 where a NaN or an Inf has been seen, uint8 [N]"""
 
@@ -116,8 +120,8 @@ class Solution:
     """Durbin-Watson of the residuals, float32 [N]; NaN below three checkpoints and where the
     residuals are no larger than rounding (SSE <= 2^-20 SST)"""
     drift_t: Array
-    """t of the mean first difference, float32 [N]; NaN below three checkpoints, ±inf where the
-    differences vary no more than rounding (their residual sum <= 2^-20 Q)"""
+    """t of the drift, each difference weighted by 1/Δx, float32 [N]; NaN below three checkpoints,
+    ±inf where the differences vary no more than rounding (their residual sum <= 2^-20 V)"""
     bits_last: Array
     """bit patterns of the last checkpoint, unsigned [N]"""
 
@@ -190,18 +194,51 @@ def new_stats(threshold: float, steps_window: float) -> Stats:
     return Stats(threshold, steps_window, *numbers)
 
 
-def new_sums(n: int, dtype: str, x_ref: float, x_unit: float) -> Sums:
+def check_axis(x_ref: float, x_unit: float) -> None:
+    """Raise ValueError unless the units of the step axis are finite, and x_unit positive."""
+    if not (np.isfinite(x_ref) and np.isfinite(x_unit) and x_unit > 0):
+        raise ValueError(f"x_ref must be finite and x_unit positive, got {x_ref} and {x_unit}")
+
+
+def choose_distinct(dtype: str, distinct_in: str | None) -> str:
+    """The format in which values are told apart, by default their own.
+
+    Both float8 are exact in bfloat16, and stay as they are.
+
+    >>> [choose_distinct(d, "bfloat16") for d in ("float16", "float8_e5m2")]
+    ['bfloat16', 'float8_e5m2']
+    """
+    if distinct_in not in (None, dtype, "bfloat16"):
+        raise ValueError(
+            f"{dtype} values are told apart as they are or in bfloat16, got {distinct_in}"
+        )
+    return dtype if distinct_in is None or format_of(dtype).width == 8 else distinct_in
+
+
+def new_sums(
+    n: int, dtype: str, x_ref: float, x_unit: float, distinct_in: str | None = None
+) -> Sums:
     """The sums of no checkpoints, in numpy arrays of N elements; see :class:`Sums`.
+
+    Args:
+        n: N.
+        dtype: "bfloat16", "float16", "float32", "float64", "float8_e4m3fn" or "float8_e5m2".
+        x_ref: the training step where u = 0; rounding is smallest near the middle of the window.
+        x_unit: training steps a unit of u, e.g. half the window
+            (:func:`trajkit.kernels.steps.span_units`).
+        distinct_in: the format in which values are told apart where distinct ones are counted: the
+            dtype itself (None), or "bfloat16", to which each is rounded first.
 
     Raises:
         NotImplementedError: a dtype no line is fitted to.
-        ValueError: ``x_unit`` not positive and finite, or ``x_ref`` not finite.
+        ValueError: ``x_unit`` not positive and finite, ``x_ref`` not finite, or another
+            ``distinct_in`` than None, the dtype and "bfloat16".
     """
     form = format_of(dtype)
-    if not (np.isfinite(x_ref) and np.isfinite(x_unit) and x_unit > 0):
-        raise ValueError(f"x_ref must be finite and x_unit positive, got {x_ref} and {x_unit}")
+    check_axis(x_ref, x_unit)
+    distinct_in = choose_distinct(dtype, distinct_in)
     nan = float("nan")
-    sums: list[Any] = [np.zeros(n, dtype=np.float64) for _ in range(5)]
+    sums: list[Any] = [np.zeros(n, dtype=np.float64) for _ in range(6)]
     values: list[Any] = [np.zeros(n, dtype=form.work) for _ in range(3)]
     others: list[Any] = [
         np.zeros(n, dtype=form.bits),
@@ -220,6 +257,7 @@ def new_sums(n: int, dtype: str, x_ref: float, x_unit: float) -> Sums:
         0.0,
         0.0,
         0.0,
+        distinct_in,
         *sums,
         *values,
         *others,

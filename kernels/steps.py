@@ -42,6 +42,25 @@ def take_steps(
     return u_T, du_T
 
 
+def weigh_steps(
+    du_T: NDArray[np.float64], batch: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The weights h / Δu of (Δd)² in V, h the least Δu of a batch of frames, and 1 / h of each batch.
+
+    The weights are at most 1, so that a sum in float32 overflows no sooner than Q. The very first
+    checkpoint (Δu = 0) has weight 0.
+
+    >>> weigh_steps(np.array([0.0, 2.0, 1.0, 4.0]), 3)
+    (array([0. , 0.5, 1. , 1. ]), array([1.  , 0.25]))
+    """
+    per_du_T = np.divide(1.0, du_T, out=np.zeros_like(du_T), where=du_T > 0)
+    starts = np.arange(0, len(du_T), batch)
+    per_du_G = np.maximum.reduceat(per_du_T, starts) if len(du_T) else per_du_T
+    largest_T = np.repeat(per_du_G, batch)[: len(du_T)]
+    weight_T = np.divide(per_du_T, largest_T, out=np.zeros_like(du_T), where=largest_T > 0)
+    return weight_T, per_du_G
+
+
 def span_units(steps_T: NDArray[Any]) -> tuple[float, float]:
     """The x_ref and x_unit that suit a whole window: its mean, and half its length (1 if none).
 

@@ -1,5 +1,6 @@
 """Chunks read by compiled code: the same as through Python, whatever lies on the disk."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from numcodecs import blosc
 
 from trajkit.errors import FormatError, StorageError
-from trajkit.kernels import api
+from trajkit.kernels import reference
+from trajkit.kernels.cpu import shuffle
+from trajkit.kernels.cpu.read import RowReader
+from trajkit.kernels.cpu.shuffle import can_unshuffle
 from trajkit.store import native
 from trajkit.store.array import ZArray
 from trajkit.store.chunks import ChunkReader
@@ -103,7 +107,7 @@ def test_compiled_code_reads_every_row_of_these(
 def test_without_the_libraries_functions_it_reads_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
 ) -> None:
-    monkeypatch.setattr(native, "find_calls", lambda: None)
+    monkeypatch.setattr(native, "find_reader", lambda: None)
     values = frames("uint16", 1000, 2, "small")
     with ChunkReader(write(tmp_path, values, 256, codec)) as reader:
         out = np.empty((2, 256), np.uint16)
@@ -218,19 +222,45 @@ def test_bit_planes_are_those_of_blosc(dtype: str, block: int, kind: str, seed: 
     coded[2] ^= 4
     planes = np.empty_like(codes)
     blosc.decompress(bytes(coded), planes)
-    for backend in ("reference", "cpu"):
+    assert can_unshuffle(block, len(codes))
+    for unshuffle in (reference.unshuffle, shuffle.unshuffle):
         out = np.full_like(codes, 170)
-        api.unshuffle(planes, block, out, backend=backend)
+        unshuffle(planes, block, out)
         np.testing.assert_array_equal(out, codes)
 
 
-def test_what_cannot_be_unshuffled_is_refused() -> None:
-    out = np.zeros(1000, np.uint16)
-    for block in (0, -256, 100, 512):
-        with pytest.raises(ValueError, match="no whole blocks"):
-            api.unshuffle(np.zeros_like(out), block, out)
+def test_what_the_kernel_cannot_unshuffle_it_leaves_to_blosc() -> None:
+    assert [b for b in (0, -256, 100, 500, 512) if can_unshuffle(b, 1000)] == []
+    assert can_unshuffle(512, 1024)
+
+
+def test_rows_that_do_not_fit_are_refused() -> None:
+    reader = RowReader(0, 0, 0)
     with pytest.raises(ValueError, match="rows must lie end to end"):
-        api.read_rows(
-            api.Calls(0, 0, 0), np.zeros(2, np.int64), np.zeros((2, 2)), None,
-            np.zeros((2, 9), np.uint8)[:, :8],
-        )  # fmt: skip
+        reader.read(
+            np.zeros(2, np.int64), np.zeros((2, 2)), None, np.zeros((2, 9), np.uint8)[:, :8]
+        )
+
+
+@pytest.mark.parametrize("wrong", ["pread", "crc32c", "blosc_decompress"])
+def test_a_function_that_does_something_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """A library may rename or change what it shows; then every chunk is read through Python."""
+    functions = native.look_up_functions()
+    assert functions is not None
+    assert native.prove(functions) == (True, True, True)
+    changed = functions._replace(**{wrong: ctypes.CDLL(None).abs})
+    right = {"pread": (False, True, True), "crc32c": (True, False, True)}
+    assert native.prove(changed) == right.get(wrong, (True, True, False))
+    monkeypatch.setattr(native, "look_up_functions", lambda: changed)
+    native.find_reader.cache_clear()
+    try:
+        assert native.find_reader() is None
+        values = frames("uint16", 1000, 2, "small")
+        with ChunkReader(write(tmp_path, values, 256, "zstd")) as reader:
+            out = np.empty((2, 256), np.uint16)
+            reader.read_rows(range(2), 1, out)
+        np.testing.assert_array_equal(out, values[:, 256:512])
+    finally:
+        native.find_reader.cache_clear()

@@ -13,21 +13,24 @@ import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import linregress
+from scipy.stats import linregress, ttest_1samp
+from scipy.stats import t as student
 
 from trajkit.kernels import api, reference
+from trajkit.kernels.flags import FLAG_FEW_DISTINCT
 from trajkit.kernels.formats import FORMATS, values_of
 from trajkit.kernels.gate import Gate
 from trajkit.kernels.rounding import Mode, Rounding
 from trajkit.kernels.state import Solution, Stats
+from trajkit.stats.walks import reference_walks
 
 BAND = 64 * 2.0**-24
-SUMS = ("s_d", "s_ud", "s_dd", "q", "p")
 
 
 def encode(bits_TN: np.ndarray, is_key_T: np.ndarray) -> np.ndarray:
@@ -105,6 +108,7 @@ def test_any_split_into_batches_gives_the_same_sums(
     np.testing.assert_array_equal(parts.invalid, whole.invalid)
     for name in ("y_first", "y_min", "y_max", "bits_last", "changes", "distinct"):
         np.testing.assert_array_equal(getattr(parts, name)[valid], getattr(whole, name)[valid])
+    np.testing.assert_allclose(parts.v[valid], whole.v[valid], rtol=BAND, atol=1e-30)
     compare(api.solve(parts), api.solve(whole, backend="reference"))
 
 
@@ -137,6 +141,10 @@ def test_merging_is_associative_and_equals_the_whole(a: int, b: int, c: int, see
     for merged in (left, right):
         assert merged.count == a + b + c
         compare(api.solve(merged), whole, rsq_band=1e-4)
+        valid = merged.invalid == 0
+        alike = api.new_sums(60, "float32", merged.x_ref, merged.x_unit)
+        api.accumulate_frames(bits, np.ones(len(bits), bool), steps, alike, backend="reference")
+        np.testing.assert_allclose(merged.v[valid], alike.v[valid], rtol=BAND, atol=1e-30)
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
@@ -210,8 +218,79 @@ def test_durbin_watson_and_drift_against_their_formulas() -> None:
         assert got.dw[i] == pytest.approx(dw, rel=1e-6)
         span = steps[-1] - steps[0]
         drift = (y[-1, i] - y[0, i]) / span
-        spread = ((np.diff(y[:, i]) - drift * np.diff(steps)) ** 2).sum() / 38
-        assert got.drift_t[i] == pytest.approx(drift * span / np.sqrt(spread * 39), rel=1e-5)
+        spread = ((np.diff(y[:, i]) - drift * np.diff(steps)) ** 2 / np.diff(steps)).sum() / 38
+        assert got.drift_t[i] == pytest.approx(drift * np.sqrt(span / spread), rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_on_an_even_axis_drift_is_the_t_of_the_mean_difference(backend: Any) -> None:
+    """Where all steps are alike their weights are, too."""
+    y = np.cumsum(np.random.default_rng(6).normal(0.3, 1, (70, 500)), axis=0)
+    got = api.fit_frames(
+        y.view(np.uint64), np.ones(70, bool), np.arange(70) * 50, "float64", backend=backend
+    )
+    want = ttest_1samp(np.diff(y, axis=0), 0, axis=0).statistic
+    np.testing.assert_allclose(got.drift_t, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_driftless_walks_pass_as_students_t_says_on_any_axis(backend: Any, dtype: str) -> None:
+    """Differences were weighted alike once: 30 % of these walks passed |t| >= 2, not 7 %."""
+    steps = np.array([0, *range(1000, 1130, 10)])
+    rng = np.random.default_rng(7)
+    d = rng.standard_normal((len(steps) - 1, 20_000)) * np.sqrt(np.diff(steps))[:, None]
+    y = np.concatenate([np.zeros((1, 20_000)), np.cumsum(d, axis=0)]).astype(dtype)
+    got = api.fit_frames(
+        y.view(FORMATS[dtype].bits), np.ones(len(y), bool), steps, dtype, backend=backend
+    )
+    nominal = 2 * student.sf(2, len(steps) - 2)
+    deviation = np.sqrt(nominal * (1 - nominal) / 20_000)
+    assert abs((np.abs(got.drift_t) >= 2).mean() - nominal) < 4 * deviation
+    walk = reference_walks(tuple(steps.tolist()))
+    assert walk is not None
+    assert walk.share_drift_t_above_2 == pytest.approx(nominal, abs=0.012)  # 8,192 walks
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", list(FORMATS))
+def test_distinct_values_are_counted_in_bfloat16_where_asked(backend: Any, dtype: str) -> None:
+    import ml_dtypes
+
+    rng = np.random.default_rng(8)
+    y = rng.choice([0.1, 1.0, 30.0], 600) * (1 + np.cumsum(rng.normal(0, 1e-3, (90, 600)), axis=0))
+    y[:, :40] *= 1e-7
+    y[:, 40:50] = np.where(rng.random((90, 10)) < 0.5, 0.0, -1e-45)  # -0.0 once rounded
+    bits = to_bits(y, dtype)
+    values = values_of(bits.ravel(), dtype).reshape(bits.shape)
+    rounded = values.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+    distinct = np.array([len(np.unique(column)) for column in rounded.T])
+    steps = np.arange(90)
+    sums = api.new_sums(600, dtype, *api.span_units(steps), distinct_in="bfloat16")
+    for start, stop in pairwise((0, 1, 2, 5, 70, 90)):
+        part = slice(start, stop)
+        api.accumulate_frames(
+            bits[part], np.ones(stop - start, bool), steps[part], sums, backend=backend
+        )
+    finite = sums.invalid == 0
+    np.testing.assert_array_equal(sums.distinct[finite], np.minimum(distinct, 4)[finite])
+    for few in (2, 3, 4):
+        got = api.fit_frames(
+            bits, np.ones(90, bool), steps, dtype, few=few, distinct_in="bfloat16", backend=backend
+        )
+        flagged = (got.flags & FLAG_FEW_DISTINCT) != 0
+        np.testing.assert_array_equal(flagged[finite], (distinct < few)[finite])
+
+
+def test_distinct_values_in_two_formats_do_not_merge() -> None:
+    a, b = (api.new_sums(1, "float32", 1, 1, distinct_in=d) for d in (None, "bfloat16"))
+    key, frame = np.array([True]), np.zeros((1, 1), np.uint32)
+    api.accumulate_frames(frame, key, [0], a)
+    api.accumulate_frames(frame, key, [1], b)
+    with pytest.raises(ValueError, match="tell values apart in float32 and in bfloat16"):
+        api.merge_sums(a, b)
+    with pytest.raises(ValueError, match="as they are or in bfloat16, got float16"):
+        api.new_sums(1, "float32", 1, 1, distinct_in="float16")
 
 
 def test_driftless_walks_score_as_published() -> None:
@@ -372,11 +451,12 @@ def test_bit_planes_on_processors_without_mask_registers(tmp_path: Path, process
     if platform.machine() != "x86_64":
         pytest.skip("names of x86-64 processors")
     code = (
-        "import numpy as np; from trajkit.kernels import api\n"
+        "import numpy as np; from trajkit.kernels import reference\n"
+        "from trajkit.kernels.cpu.shuffle import unshuffle\n"
         "planes = np.random.default_rng(0).integers(0, 2**16, 1024, np.uint16)\n"
         "planes[600:] = 0\n"
         "a, b = np.empty_like(planes), np.empty_like(planes)\n"
-        "api.unshuffle(planes, 512, a); api.unshuffle(planes, 512, b, backend='reference')\n"
+        "unshuffle(planes, 512, a); reference.unshuffle(planes, 512, b)\n"
         "assert (a == b).all()"
     )
     environment = os.environ | {

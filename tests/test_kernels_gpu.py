@@ -36,7 +36,7 @@ def test_kernels_equal_the_reference_in_the_interpreter() -> None:
     ):
         pytest.skip("this triton's interpreter cannot read scalars of this numpy (3.6 with 2.4)")
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    assert done.stdout.count("holds:") == 25
+    assert done.stdout.count("holds:") == 26
 
 
 @pytest.mark.gpu
@@ -44,7 +44,7 @@ def test_kernels_equal_the_reference_in_the_interpreter() -> None:
 def test_kernels_equal_the_reference_on_the_device() -> None:
     done = run_checks("cuda")
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    assert done.stdout.count("holds:") == 25
+    assert done.stdout.count("holds:") == 26
 
 
 def compile_ahead(
@@ -111,6 +111,7 @@ def common_constants(dtype: str) -> dict[str, object]:
         "DTYPE": dtype,
         "SHIFT": shift,
         "PAIRED": shift == 16,
+        "ROUNDED": False,
     }
 
 
@@ -170,7 +171,7 @@ def test_accumulation_compiles_without_spills_and_with_wide_loads(
         "row_stride": "i32",
         "frames_ptr": "*i32",
         "groups_ptr": "*fp64",
-        **dict.fromkeys((f"{n}_ptr" for n in ("s_d", "s_ud", "s_dd", "q", "p")), "*fp64"),
+        **dict.fromkeys((f"{n}_ptr" for n in ("s_d", "s_ud", "s_dd", "q", "p", "v")), "*fp64"),
         **dict.fromkeys((f"y_{n}_ptr" for n in ("first", "min", "max")), "*fp32"),
         "bits_last_ptr": f"*{code}",
         "changes_ptr": "*u16",
@@ -180,11 +181,14 @@ def test_accumulation_compiles_without_spills_and_with_wide_loads(
         "invalid_ptr": "*u8",
         **dict.fromkeys(("n_elements", "n_load", "n_frames"), "i32"),
     }
-    for fresh in (True, False):
-        constants = {**common_constants(dtype), "FRESH": fresh, "GROUP": 64}
+    for fresh, rounded in ((True, False), (False, False), (True, True), (False, True)):
+        if rounded and (dtype == "bfloat16" or arch != 90):
+            continue
+        constants = {**common_constants(dtype), "FRESH": fresh, "GROUP": 64, "ROUNDED": rounded}
         ptx = compile_ahead(_accumulate_frames_kernel, signature, constants, arch)["ptx"]
         registers, spilled = assemble(ptx, tmp_path / "accumulate.ptx")
         what = f"accumulate_frames {dtype} sm_{arch} {'fresh' if fresh else 'continued'}"
+        what += ", rounded" if rounded else ""
         print(f"{what}: {registers} registers a thread, {spilled} spilled")
         assert spilled == 0, what
         assert re.search(r"ld\.global[.:\w]*(v4\.b32|v2\.b64|v4\.u32|v2\.u64)", ptx), what

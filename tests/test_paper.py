@@ -75,6 +75,40 @@ def test_a_full_sample_is_exact_and_a_small_one_is_seeded(small: trajkit.Traject
     assert few == fit_sample(small, window, 0.001, seed=1, threshold=0.7, budget_bytes=2**30)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_the_fit_and_the_sample_keep_the_same_elements_in_every_dtype(
+    dtype: str, tmp_path: Path
+) -> None:
+    """The fit once counted distinct values as stored: in float32 it kept ten times as many."""
+    import torch
+    from series_on_disk import write_series
+
+    rng = np.random.default_rng(6)
+    steps = np.sort(rng.choice(2000, 15, replace=False))
+    walk = np.cumsum(rng.normal(0, 1e-4, (15, 3000)), axis=0) + rng.normal(0, 0.05, 3000)
+    states = [{"a.weight": torch.tensor(y).to(getattr(torch, dtype))} for y in walk]
+    trajkit.ingest(write_series(tmp_path / "c", steps.tolist(), states), tmp_path / "s.zarr")
+    traj = trajkit.open(tmp_path / "s.zarr")
+    window = choose_window(traj.store, None, None)
+    sample = fit_sample(traj, window, 1.0, seed=0, threshold=0.7, budget_bytes=2**30)
+    assert 0 < sample.kept < sample.elements
+    for keep_sums in (False, True):
+        paper = trajkit.fit(
+            traj, 0.7, paper=True, name="paper", keep_sums=keep_sums
+        ).record.found.paper
+        assert paper is not None
+        assert (paper["elements"], paper["kept"]) == (sample.elements, sample.kept)
+        assert paper["share_above"] == pytest.approx(sample.share_above, abs=1.5 / sample.kept)
+
+
+def test_sums_that_count_in_another_format_are_not_continued(
+    small: trajkit.Trajectory,
+) -> None:
+    for paper, read in ((False, 14), (True, 14), (True, 0), (False, 14)):
+        kept = trajkit.fit(small, 0.7, paper=paper, name="turns", keep_sums=True)
+        assert kept.record.found.frames_read == read
+
+
 def test_real_run_scores_near_the_published_figures(adder_store: Path) -> None:
     """Not a claim about this run: the same code path on real data gives sane numbers."""
     traj = trajkit.open(adder_store)

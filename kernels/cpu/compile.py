@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import numba
 from numba.core import types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, NullCache
 from numba.extending import intrinsic
+
+from trajkit.kernels.compiling import tell_compiling, tell_unkept
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,9 +39,19 @@ def compiled_reordered(function: Function) -> Function:
 
 
 def _kept(dispatcher: Any) -> Any:
-    """The dispatcher with a cache; what it does for ``cache=True``."""
-    dispatcher._cache = _Cache(dispatcher.py_func)
+    """The dispatcher with a cache; what it does for ``cache=True``, where there is a place for one."""
+    try:
+        dispatcher._cache = _Cache(dispatcher.py_func)
+    except RuntimeError:  # a read-only installation, and no home to write to
+        dispatcher._cache = _NoCache()
     return dispatcher
+
+
+class _NoCache(NullCache):  # type: ignore[misc]
+    """Compiles in every process anew, and says so."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        tell_compiling(kept=False)
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
@@ -47,7 +59,33 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
     numba looks at the file of the function itself, not at what it calls, nor at the constants it
     takes from elsewhere: after a change in one file it would go on with the old code from another.
+
+    A cache may be cut short by a kill or a full disk, and may refuse to be written. Neither is an
+    error: what cannot be read is compiled again, what cannot be written is not kept.
     """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            kept = super().load_overload(sig, target_context)
+        except Exception:  # half a pickle raises anything
+            self._forget()
+            kept = None
+        if kept is None:
+            tell_compiling(kept=True)
+        return kept
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            tell_unkept(error.strerror or str(error))
+
+    def _forget(self) -> None:
+        """Begin the function's index anew, so that saving does not meet the damage again."""
+        try:
+            self.flush()
+        except OSError as error:
+            tell_unkept(error.strerror or str(error))
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         return super()._index_key(sig, codegen), _digest_sources()

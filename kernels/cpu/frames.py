@@ -8,11 +8,12 @@ With D the batch's first value minus y_first, c its mean u and n its frames:
     S_d += S_d' + n D
     S_dd += S_dd' + D (2 S_d' + n D)
     S_ud += S_ud' + c S_d' + D sum(u)
-    Q += Q'    P += P'
+    Q += Q'    P += P'    V += V' / h
 
-so rounding grows neither with T, nor with the distance of the window from step 0, nor with an
-outlying first checkpoint. Elements whose squares left float32's range are summed again, one by
-one, in float64. A frame in which no bit of the tile changes costs one look at its codes.
+V' = sum (h / Δu) (Δd)², h the batch's least Δu, is no larger than Q'. So rounding grows neither
+with T, nor with the distance of the window from step 0, nor with an outlying first checkpoint.
+Elements whose squares left float32's range are summed again, one by one, in float64. A frame in
+which no bit of the tile changes costs one look at its codes.
 
 Axis letters: T checkpoints, N elements, G batches.
 """
@@ -38,11 +39,13 @@ from trajkit.kernels.cpu.tile import (
     P,
     Q,
     State,
+    V,
     add_runs,
     begin,
     finish,
     fold,
     note_distinct,
+    note_rounded,
     repeat,
 )
 
@@ -62,8 +65,14 @@ class Window(NamedTuple):
     """u about the mean of its batch, in the work dtype"""
     du_T: NDArray[Any]
     """u minus the u before, in the work dtype"""
+    weight_T: NDArray[Any]
+    """the least Δu of the batch over this one, in the work dtype; 0 for the first frame of all"""
     u_mean_G: NDArray[np.float64]
     """mean u of each batch"""
+    per_du_G: NDArray[np.float64]
+    """1 over the least Δu of each batch; 0 where it has none"""
+    rounded: bool
+    """whether distinct values are counted after rounding to bfloat16"""
 
 
 @compiled
@@ -133,8 +142,8 @@ def _any_suspect(n: int, tiny: Any, huge: Any, words: Any, work: Any) -> bool:
 
 @compiled
 def _sum_again(
-    codes: Any, stride: int, column: int, start: int, stop: int, c: float, lo: int, i: int,
-    window: Window, layout: Layout, state: State, words: Any, work: Any,
+    codes: Any, stride: int, column: int, start: int, stop: int, c: float, per_du: float, lo: int,
+    i: int, window: Window, layout: Layout, state: State, words: Any, work: Any,
 ) -> None:  # fmt: skip
     """Sum one element over a batch in float64 into the state; mark it invalid if it is.
 
@@ -145,7 +154,7 @@ def _sum_again(
     raw = words[START + i]
     origin = np.float64(work[ORIGIN + i])
     old = origin
-    s_d = s_ud = s_dd = q = p = 0.0
+    s_d = s_ud = s_dd = q = p = v = 0.0
     valid = True
     for t in range(start, stop):
         code = word(codes[t * stride + column + i])
@@ -162,8 +171,9 @@ def _sum_again(
         s_dd += d * d
         q += step * step
         p += np.float64(window.du_T[t]) * step
+        v += np.float64(window.weight_T[t]) * (step * step)
         old = y
-    for row in (SD, SUD, SDD, Q, P):
+    for row in (SD, SUD, SDD, Q, P, V):
         work[row + i] = 0.0
     if not valid:
         state.invalid[lo + i] = 1
@@ -174,15 +184,20 @@ def _sum_again(
     state.s_dd[lo + i] += s_dd + 2.0 * from_first * s_d
     state.q[lo + i] += q
     state.p[lo + i] += p
+    state.v[lo + i] += v * per_du
 
 
 @compiled
-def _flush(n: int, runs: Any, words: Any, work: Any, layout: Layout, unsure: bool) -> bool:
+def _flush(
+    n: int, runs: Any, words: Any, work: Any, layout: Layout, unsure: bool, rounded: bool
+) -> bool:
     """Add the runs to the sums; whether some element still has fewer than four distinct values."""
     inlined()
     wide_vectors()
     add_runs(layout.direct, runs, words, work)
-    return note_distinct(n, words) if unsure else False
+    if not unsure:
+        return False
+    return note_rounded(n, layout, words) if rounded else note_distinct(n, words)
 
 
 @compiled
@@ -208,16 +223,18 @@ def _sum_batch(
                 runs[RUNS + k - 1] += window.u_T[t]
             continue
         if k == RUNS:
-            unsure = _flush(n, runs, words, work, layout, unsure)
+            unsure = _flush(n, runs, words, work, layout, unsure, window.rounded)
             k = np.int64(0)
         _decode(codes, at, window.is_key_T[t], src, k, layout, words, work)
         src = np.int64(RAW + k * TILE)
-        runs[k], runs[RUNS + k], runs[2 * RUNS + k] = 1.0, window.u_T[t], window.du_T[t]
+        runs[k], runs[RUNS + k] = 1.0, window.u_T[t]
+        runs[2 * RUNS + k], runs[3 * RUNS + k] = window.du_T[t], window.weight_T[t]
         k += 1
     if k > 0:
         repeat(k - 1, words, work)
-        runs[k:RUNS] = runs[RUNS + k : 2 * RUNS] = runs[2 * RUNS + k :] = 0.0
-        unsure = _flush(n, runs, words, work, layout, unsure)
+        runs[k:RUNS] = runs[RUNS + k : 2 * RUNS] = 0.0
+        runs[2 * RUNS + k : 3 * RUNS] = runs[3 * RUNS + k :] = 0.0
+        unsure = _flush(n, runs, words, work, layout, unsure, window.rounded)
     return src, unsure
 
 
@@ -242,17 +259,17 @@ def accumulate_tile(
             for i in range(n):
                 pad[t * TILE + i] = codes[t * stride + column + i]
         codes, stride, column = pad, np.int64(TILE), np.int64(0)
-    begin(codes[column : column + n], fresh, lo, hi, layout, state, words, work)
+    begin(codes[column : column + n], fresh, window.rounded, lo, hi, layout, state, words, work)
     unsure, src = n > 0, np.int64(RAW)
     for start in range(0, frames, BATCH):
         stop = min(start + BATCH, frames)
-        c = window.u_mean_G[start // BATCH]
+        c, per_du = window.u_mean_G[start // BATCH], window.per_du_G[start // BATCH]
         for i in range(TILE):
             words[START + i] = words[src + i]
         words[CHANGED : CHANGED + TILE] = word(0)
         for i in range(TILE):
             work[ORIGIN + i] = work[OLD + i]
-        work[SD : P + TILE] = real(0.0)
+        work[SD : V + TILE] = real(0.0)
         src, unsure = _sum_batch(
             codes, stride, column, n, start, stop, src, window, layout, runs, words, work, unsure
         )
@@ -261,10 +278,10 @@ def accumulate_tile(
                 suspect = _is_suspect(words[CHANGED + i], work[SDD + i], work[Q + i], tiny, huge)
                 if suspect and state.invalid[lo + i] == 0:
                     _sum_again(
-                        codes, stride, column, start, stop, c, lo, i,
+                        codes, stride, column, start, stop, c, per_du, lo, i,
                         window, layout, state, words, work,
                     )  # fmt: skip
-        fold(stop - start, c, lo, hi, state, words, work)
+        fold(stop - start, c, per_du, lo, hi, state, words, work)
     finish(src, lo, hi, layout, state, words, work)
 
 

@@ -13,12 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels.calls import Calls
 from trajkit.kernels.cpu import coding as cpu_round
 from trajkit.kernels.cpu import extrapolate as cpu_extrapolate
 from trajkit.kernels.cpu import frames as cpu_frames
-from trajkit.kernels.cpu import read as cpu_read
-from trajkit.kernels.cpu import shuffle as cpu_shuffle
 from trajkit.kernels.cpu import solve as cpu_solve
 from trajkit.kernels.cpu import stats as cpu_stats
 from trajkit.kernels.cpu import tile as cpu_tile
@@ -28,7 +25,7 @@ from trajkit.kernels.gate import Gate
 from trajkit.kernels.noise import mix_seed
 from trajkit.kernels.rounding import Rounding
 from trajkit.kernels.state import DRIFT_T_BINS, DW_BINS, ULPS_BINS, Solution, Stats, Sums, new_sums
-from trajkit.kernels.steps import span_units, take_steps
+from trajkit.kernels.steps import span_units, take_steps, weigh_steps
 
 __all__ = [
     "accumulate_frames",
@@ -37,10 +34,8 @@ __all__ = [
     "extrapolate_line",
     "extrapolate_pair",
     "fit_frames",
-    "read_rows",
     "solve",
     "summarise",
-    "unshuffle",
 ]
 
 
@@ -63,7 +58,7 @@ def accumulate_frames(
         window,
         layout_of(form),
         _state(sums),
-        np.zeros(3 * cpu_tile.RUNS),
+        np.zeros(4 * cpu_tile.RUNS),
         words,
         work,
         _pad(codes_TN, sums.size),
@@ -94,11 +89,12 @@ def fit_frames(
     *,
     min_range: float = 0.0,
     few: int = 4,
+    distinct_in: str | None = None,
 ) -> Solution:
     """Accumulate and solve, tile by tile; the sums exist for one tile at a time."""
     form = format_of(dtype)
     n = codes_TN.shape[1]
-    scratch = new_sums(TILE, dtype, *span_units(steps_T))
+    scratch = new_sums(TILE, dtype, *span_units(steps_T), distinct_in)
     window = _window(scratch, is_key_T, steps_T)
     answer, bits_last = _new_answer(n), np.empty(n, dtype=form.bits)
     cpu_solve.fit(
@@ -109,7 +105,7 @@ def fit_frames(
         _design(scratch, min_range, few),
         layout_of(form),
         _state(scratch),
-        np.zeros(3 * cpu_tile.RUNS),
+        np.zeros(4 * cpu_tile.RUNS),
         scratch_tile(cpu_tile.WORD_ROWS, form.bits),
         scratch_tile(cpu_tile.FLOAT_ROWS, form.work),
         _pad(codes_TN, n),
@@ -159,32 +155,6 @@ def encode_frame(bits_N: Bits, prev_N: Bits, out_N: Bits) -> None:
     scratch = np.empty(TILE, dtype=out_N.dtype)
     top = 8 * out_N.itemsize - 1
     cpu_round.encode(flat(bits_N), flat(prev_N), _writable(out_N), scratch, top)
-
-
-def unshuffle(planes_N: Bits, block: int, out_N: Bits) -> None:
-    """Codes from bit planes."""
-    cpu_shuffle.unshuffle(flat(planes_N), block, _writable(out_N))
-
-
-def read_rows(
-    calls: Calls,
-    fds_T: NDArray[np.int64],
-    places_T2: NDArray[Any],
-    scratch: tuple[Bits, Bits] | None,
-    out_TN: Bits,
-) -> int:
-    """One chunk a row, up to the first that is not as it should be."""
-    offsets_T, sizes_T = (np.ascontiguousarray(places_T2[:, i], np.int64) for i in (0, 1))
-    files = flat(fds_T), flat(offsets_T), flat(sizes_T)
-    out, width = _writable(out_TN.reshape(-1)), out_TN.shape[1]
-    if scratch is None:
-        crc = np.empty(cpu_read.CRC_BYTES, np.uint8)
-        row_bytes = width * out.itemsize
-        return int(
-            cpu_read.read_plain_rows(calls, *files, crc, flat(out.view(np.uint8)), row_bytes)
-        )
-    coded, planes = scratch
-    return int(cpu_read.read_blosc_rows(calls, *files, flat(coded), flat(planes), out, width))
 
 
 def decode_frame(codes_N: Bits, prev_N: Bits, out_N: Bits) -> None:
@@ -274,8 +244,16 @@ def _window(sums: Sums, is_key_T: NDArray[np.bool_], steps_T: NDArray[Any]) -> c
     starts = range(0, len(u_T), cpu_frames.BATCH)
     u_mean_G = np.array([u_T[s : s + cpu_frames.BATCH].mean() for s in starts], dtype=np.float64)
     u_T = u_T - np.repeat(u_mean_G, cpu_frames.BATCH)[: len(u_T)]
-    is_key_T = np.array(is_key_T, dtype=np.bool_)
-    return cpu_frames.Window(is_key_T, u_T.astype(work), du_T.astype(work), u_mean_G)
+    weight_T, per_du_G = weigh_steps(du_T, cpu_frames.BATCH)
+    return cpu_frames.Window(
+        np.array(is_key_T, dtype=np.bool_),
+        u_T.astype(work),
+        du_T.astype(work),
+        weight_T.astype(work),
+        u_mean_G,
+        per_du_G,
+        sums.distinct_in != sums.dtype,
+    )
 
 
 def _design(sums: Sums, min_range: float, few: int) -> cpu_solve.Design:
@@ -301,6 +279,7 @@ def _state(sums: Sums) -> cpu_tile.State:
         sums.s_dd,
         sums.q,
         sums.p,
+        sums.v,
         sums.y_first,
         sums.y_min,
         sums.y_max,

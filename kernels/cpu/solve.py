@@ -22,10 +22,10 @@ from trajkit.kernels.flags import (
 from trajkit.kernels.state import RESIDUAL_FLOOR
 
 # Rows of the scratch tile of float64, in units of TILE. Outputs take the place of inputs.
-SD, SUD, SDD, Q, P, YFIRST, YLAST, RANGE, MOVING, VALID, FEW, FLAGS = (
-    row * TILE for row in range(12)
+SD, SUD, SDD, Q, P, V, YFIRST, YLAST, RANGE, MOVING, VALID, FEW, FLAGS = (
+    row * TILE for row in range(13)
 )
-ROWS = 12
+ROWS = 13
 SLOPE, MEAN, RSQ, DW, DRIFT_T = SD, SUD, SDD, Q, P
 
 
@@ -59,7 +59,8 @@ def _gather(lo: int, n: int, design: Design, layout: Layout, state: State, tile:
     """Bring the state of a tile into float64 rows; rows end on zeros beyond n."""
     wide_vectors()
     s_d, s_ud, s_dd = state.s_d[lo : lo + n], state.s_ud[lo : lo + n], state.s_dd[lo : lo + n]
-    q, p, y_first = state.q[lo : lo + n], state.p[lo : lo + n], state.y_first[lo : lo + n]
+    q, p, v = state.q[lo : lo + n], state.p[lo : lo + n], state.v[lo : lo + n]
+    y_first = state.y_first[lo : lo + n]
     y_min, y_max = state.y_min[lo : lo + n], state.y_max[lo : lo + n]
     invalid, changes = state.invalid[lo : lo + n], state.changes[lo : lo + n]
     distinct = state.distinct[lo : lo + n]
@@ -73,6 +74,8 @@ def _gather(lo: int, n: int, design: Design, layout: Layout, state: State, tile:
         tile[Q + i] = q[i]
     for i in range(n):
         tile[P + i] = p[i]
+    for i in range(n):
+        tile[V + i] = v[i]
     for i in range(n):
         tile[YFIRST + i] = np.float64(y_first[i])
     for i in range(n):
@@ -105,10 +108,10 @@ def _solve_tile(design: Design, layout: Layout, tile: Any) -> None:
     per_checkpoint, per_s_uu = 1.0 / t_count, 1.0 / design.s_uu
     per_u_span, per_x_unit = 1.0 / design.u_span, 1.0 / design.x_unit
     curved = design.count > 2
-    t_scale = (t_count - 1.0) / max(t_count - 2.0, 1.0)
+    t_scale = design.u_span / max(t_count - 2.0, 1.0)
     lowest = max(layout.e_min, -1022 + layout.mantissa) + 1023
     for i in range(TILE):
-        s_d, q, p = tile[SD + i], tile[Q + i], tile[P + i]
+        s_d, q, p, v = tile[SD + i], tile[Q + i], tile[P + i], tile[V + i]
         y_first = tile[YFIRST + i]
         valid = tile[VALID + i] != 0.0
         moving = valid & (tile[MOVING + i] != 0.0)
@@ -125,11 +128,10 @@ def _solve_tile(design: Design, layout: Layout, tile: Any) -> None:
         dw = (q - 2.0 * slope * p + slope * slope * design.s_du2) / sse
         dw = dw if curved & moving & (sse > RESIDUAL_FLOOR * sst) else nan
         total = tile[YLAST + i] - y_first
-        drift = total * per_u_span
-        spread = q - 2.0 * drift * p + drift * drift * design.s_du2
+        spread = v - total * per_u_span * total
         drift_t = total / np.sqrt(spread * t_scale)
         certain = inf if total > 0.0 else (-inf if total < 0.0 else nan)
-        drift_t = drift_t if spread > RESIDUAL_FLOOR * q else certain
+        drift_t = drift_t if spread > RESIDUAL_FLOOR * v else certain
         drift_t = drift_t if curved & moving else nan
         field = np.int64(np.uint64(as_word(mean)) >> np.uint64(52)) & np.int64(0x7FF)
         field = max(field, lowest) - layout.mantissa

@@ -10,15 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trajkit.kernels.cpu.bits import TILE, Layout, as_float, at_top, value_of, wide_vectors
+from trajkit.kernels.cpu.bits import (
+    TILE,
+    Layout,
+    as_float,
+    as_word,
+    at_top,
+    value_of,
+    wide_vectors,
+)
 from trajkit.kernels.cpu.compile import compiled, compiled_fused, inlined
 
 RUNS = 4
 """runs of equal frames that are decoded before they are added; add_runs is written for four"""
 
 # Rows of the scratch tile of floats, in units of TILE; NEW is RUNS rows.
-OLD, ORIGIN, SD, SUD, SDD, Q, P, MIN, MAX, NEW = (row * TILE for row in range(10))
-FLOAT_ROWS = 9 + RUNS
+OLD, ORIGIN, SD, SUD, SDD, Q, P, V, MIN, MAX, NEW = (row * TILE for row in range(11))
+FLOAT_ROWS = 10 + RUNS
 # Rows of the scratch tile of words; RAW is RUNS rows.
 START, FIRST, SLOT_A, SLOT_B, CHANGED, DISTINCT, RAW = (row * TILE for row in range(7))
 WORD_ROWS = 6 + RUNS
@@ -32,6 +40,7 @@ class State(NamedTuple):
     s_dd: NDArray[np.float64]
     q: NDArray[np.float64]
     p: NDArray[np.float64]
+    v: NDArray[np.float64]
     y_first: NDArray[Any]
     y_min: NDArray[Any]
     y_max: NDArray[Any]
@@ -58,7 +67,7 @@ def repeat(k: int, words: Any, work: Any) -> None:
 
 @compiled_fused
 def add_runs(direct: bool, runs: Any, words: Any, work: Any) -> None:
-    """Add RUNS runs of frames to the sums: each its frames, its sum of u, and the Δu before it.
+    """Add RUNS runs of frames to the sums: frames, sum of u, Δu before and weight in V of each.
 
     The sums are read and written once for all of them, which is what this loop waits for.
     """
@@ -68,6 +77,7 @@ def add_runs(direct: bool, runs: Any, words: Any, work: Any) -> None:
     n_0, n_1, n_2, n_3 = real(runs[0]), real(runs[1]), real(runs[2]), real(runs[3])
     u_0, u_1, u_2, u_3 = real(runs[4]), real(runs[5]), real(runs[6]), real(runs[7])
     du_0, du_1, du_2, du_3 = real(runs[8]), real(runs[9]), real(runs[10]), real(runs[11])
+    v_0, v_1, v_2, v_3 = real(runs[12]), real(runs[13]), real(runs[14]), real(runs[15])
     for i in range(TILE):
         origin, y = work[ORIGIN + i], work[OLD + i]
         if direct:  # the word, moved up, is the number; LLVM makes two loops of this one
@@ -84,8 +94,10 @@ def add_runs(direct: bool, runs: Any, words: Any, work: Any) -> None:
         work[SUD + i] += (u_0 * d_0 + u_1 * d_1) + (u_2 * d_2 + u_3 * d_3)
         work[SDD + i] += (w_0 * d_0 + w_1 * d_1) + (w_2 * d_2 + w_3 * d_3)
         e_0, e_1, e_2, e_3 = y_0 - y, y_1 - y_0, y_2 - y_1, y_3 - y_2
-        work[Q + i] += (e_0 * e_0 + e_1 * e_1) + (e_2 * e_2 + e_3 * e_3)
         work[P + i] += (du_0 * e_0 + du_1 * e_1) + (du_2 * e_2 + du_3 * e_3)
+        e_0, e_1, e_2, e_3 = e_0 * e_0, e_1 * e_1, e_2 * e_2, e_3 * e_3
+        work[Q + i] += (e_0 + e_1) + (e_2 + e_3)
+        work[V + i] += (v_0 * e_0 + v_1 * e_1) + (v_2 * e_2 + v_3 * e_3)
         low_0, low_1 = y_0 if y_0 < y_1 else y_1, y_2 if y_2 < y_3 else y_3
         high_0, high_1 = y_0 if y_0 > y_1 else y_1, y_2 if y_2 > y_3 else y_3
         low_0, high_0 = low_0 if low_0 < low_1 else low_1, high_0 if high_0 > high_1 else high_1
@@ -125,9 +137,40 @@ def note_distinct(n: int, words: Any) -> bool:
 
 
 @compiled
+def _rounded(raw: Any, layout: Layout) -> Any:
+    """The bits of a value rounded to bfloat16, in a word of its format's width; 0.0 for -0.0."""
+    bits = np.uint32(as_word(np.float32(value_of(raw, layout))))
+    odd = np.uint32(bits >> np.uint32(16)) & np.uint32(1)
+    high = np.uint32(np.uint32(bits + np.uint32(np.uint32(0x7FFF) + odd)) >> np.uint32(16))
+    return np.uint32(0) if np.uint32(high & np.uint32(0x7FFF)) == np.uint32(0) else high
+
+
+@compiled
+def note_rounded(n: int, layout: Layout, words: Any) -> bool:
+    """As :func:`note_distinct`, of values rounded to bfloat16."""
+    wide_vectors()
+    word = words.dtype.type
+    enough = word(4)
+    unsure = False
+    for i in range(n):
+        first, a, b = words[FIRST + i], words[SLOT_A + i], words[SLOT_B + i]
+        distinct = words[DISTINCT + i]
+        for k in range(RUNS):
+            raw = word(_rounded(words[RAW + k * TILE + i], layout))
+            if raw != first and raw != a and raw != b:
+                a, b = raw, a
+                distinct = word(distinct + word(1))
+        words[SLOT_A + i], words[SLOT_B + i] = a, b
+        words[DISTINCT + i] = distinct if distinct < enough else enough
+        unsure = unsure or distinct < enough
+    return unsure
+
+
+@compiled
 def begin(
-    row: Any, fresh: bool, lo: int, hi: int, layout: Layout, state: State, words: Any, work: Any
-) -> None:
+    row: Any, fresh: bool, rounded: bool, lo: int, hi: int, layout: Layout, state: State,
+    words: Any, work: Any,
+) -> None:  # fmt: skip
     """Set up a tile: from the state, or from the first frame where there is none yet."""
     wide_vectors()
     word = words.dtype.type
@@ -142,13 +185,14 @@ def begin(
         for i in range(TILE):
             raw = words[RAW + i]
             raw = zero if word(raw << one) == zero else raw
+            raw = word(_rounded(raw, layout)) if rounded else raw
             words[FIRST + i] = words[SLOT_A + i] = words[SLOT_B + i] = raw
             words[DISTINCT + i] = one
         for i in range(TILE):
             work[MIN + i] = work[MAX + i] = work[OLD + i]
         for i in range(hi - lo):
             y_first[i] = work[OLD + i]
-        for sums in (state.s_d, state.s_ud, state.s_dd, state.q, state.p):
+        for sums in (state.s_d, state.s_ud, state.s_dd, state.q, state.p, state.v):
             sums[lo:hi] = 0.0
         state.changes[lo:hi] = 0
         invalid = state.invalid[lo:hi]
@@ -194,13 +238,15 @@ def finish(src: int, lo: int, hi: int, layout: Layout, state: State, words: Any,
 
 
 @compiled_fused
-def fold(frames: int, c: float, lo: int, hi: int, state: State, words: Any, work: Any) -> None:
+def fold(
+    frames: int, c: float, per_du: float, lo: int, hi: int, state: State, words: Any, work: Any
+) -> None:
     """Add the sums of a batch to the state; one array a loop, which LLVM can vectorise."""
     wide_vectors()
     count, n = np.float64(frames), hi - lo
     y_first, changes = state.y_first[lo:hi], state.changes[lo:hi]
     s_d, s_ud, s_dd = state.s_d[lo:hi], state.s_ud[lo:hi], state.s_dd[lo:hi]
-    q, p = state.q[lo:hi], state.p[lo:hi]
+    q, p, v = state.q[lo:hi], state.p[lo:hi], state.v[lo:hi]
     for i in range(n):
         shift = np.float64(work[ORIGIN + i]) - np.float64(y_first[i])
         s_d[i] += np.float64(work[SD + i]) + count * shift
@@ -215,6 +261,8 @@ def fold(frames: int, c: float, lo: int, hi: int, state: State, words: Any, work
         q[i] += np.float64(work[Q + i])
     for i in range(n):
         p[i] += np.float64(work[P + i])
+    for i in range(n):
+        v[i] += np.float64(work[V + i]) * per_du
     for i in range(n):
         both_changes = np.uint32(np.uint32(changes[i]) + np.uint32(words[CHANGED + i]))
         changes[i] = np.uint16(min(both_changes, np.uint32(65535)))

@@ -1,12 +1,11 @@
 """The GPU backend: Triton kernels, and their launchers on torch tensors.
 
-launch       what the api calls
+launch       fits and extrapolations of tensors on the device
 prepare      tensors, block sizes, tables
 bits         bits and numbers in a kernel
 sums         one group of frames in registers
 frames       the kernels that read frames
 solve        from sums to lines
-stats        statistics on the device
 extrapolate  new checkpoints, rounded once
 lane         a worker's stream and pinned memory
 """

@@ -110,36 +110,3 @@ def _top_bits(value, DTYPE: tl.constexpr, SHIFT: tl.constexpr):
         bits, _finite = _round(value, 0, False, DTYPE)
         top = bits << SHIFT
     return top
-
-
-@triton.jit
-def _encode_frame_kernel(
-    bits_ptr,  # unsigned [N], as the two below
-    prev_ptr,
-    out_ptr,
-    n_elements,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offsets < n_elements
-    bits = tl.load(bits_ptr + offsets, mask=inside, other=0)
-    delta = bits - tl.load(prev_ptr + offsets, mask=inside, other=0)
-    sign = (delta >> (WIDTH - 1)) * ((1 << WIDTH) - 1)
-    tl.store(out_ptr + offsets, (delta << 1) ^ sign, mask=inside)
-
-
-@triton.jit
-def _decode_frame_kernel(
-    codes_ptr,  # unsigned [N], as the two below
-    prev_ptr,
-    out_ptr,
-    n_elements,
-    BLOCK: tl.constexpr,
-):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offsets < n_elements
-    code = tl.load(codes_ptr + offsets, mask=inside, other=0)
-    delta = (code >> 1) ^ (0 - (code & 1))
-    prev = tl.load(prev_ptr + offsets, mask=inside, other=0)
-    tl.store(out_ptr + offsets, prev + delta, mask=inside)

@@ -3,7 +3,7 @@
 Each worker thread decompresses frames into its lane's pinned buffer and hands the chunk over; the
 copy, the kernel and the copy back go down the lane's own stream, so that lanes overlap with one
 another and with decompression. Memory of a lane, on the host (pinned) and on the device each:
-B · C codes and about 130 bytes an element of the chunk. Not run on a GPU by trajkit's own tests
+B · C codes and about 140 bytes an element of the chunk. Not run on a GPU by trajkit's own tests
 unless there is one; the arithmetic is tested in Triton's interpreter with ``device="cpu"``.
 """
 
@@ -19,7 +19,7 @@ from trajkit.kernels.gpu import launch as gpu
 from trajkit.kernels.gpu.prepare import bits_dtype
 from trajkit.kernels.state import SUMS_SCALARS, Solution, Sums
 
-_SCALARS = ("dtype", *SUMS_SCALARS)
+_SCALARS = ("dtype", "distinct_in", *SUMS_SCALARS)
 
 
 class GpuLane:
@@ -61,11 +61,19 @@ class GpuLane:
             gpu.fit_frames(codes, is_key_T, steps_T, self.dtype, out=out, **filters)
             return self._download(n)
 
-    def begin(self, n: int, x_ref: float, x_unit: float, kept: Sums | None = None) -> None:
+    def begin(
+        self,
+        n: int,
+        x_ref: float,
+        x_unit: float,
+        kept: Sums | None = None,
+        *,
+        distinct_in: str | None = None,
+    ) -> None:
         """Start the sums of ``n`` elements, from ``kept`` (numpy) where a fit goes on."""
         with _on_stream(self._stream):
             if kept is None:
-                self._sums = gpu.new_sums(n, self.dtype, x_ref, x_unit, self.device)
+                self._sums = gpu.new_sums(n, self.dtype, x_ref, x_unit, self.device, distinct_in)
             else:
                 self._sums = _map(kept, lambda a: torch.from_numpy(a).to(self.device))
 

@@ -2,8 +2,6 @@
 
     new_sums, accumulate_frames, solve   a streaming fit: state, batches [B, N], finished lines
     fit_frames                           a whole window [T, N] at once, up to 64 frames in registers
-    summarise                            counts, moments and histograms of a solution
-    encode_frame, decode_frame           the store's frame coding
     extrapolate_line, extrapolate_pair   new checkpoints, gated and rounded once
 
 The kernels themselves, from the inside out: gpu_bits (one value), gpu_sums (one group of frames),
@@ -18,7 +16,7 @@ How fast it can be: a frame's codes are read once, 16 bytes a thread and four fr
 use (eight for bfloat16), and about 26 instructions an element follow for 16-bit codes (read from
 the SASS for sm_90), so that reading and computing take about the same time there; for float32
 memory decides.
-The state costs 128 bytes an element and batch to read and write, so batches of 64 frames or more
+The state costs 144 bytes an element and batch to read and write, so batches of 64 frames or more
 are worth waiting for. In a longer batch the float64 sums are folded every 64 frames, in memory
 (which the cache absorbs): kept in registers they spilled.
 """
@@ -32,7 +30,6 @@ from numpy.typing import NDArray
 
 from trajkit.kernels.formats import format_of
 from trajkit.kernels.gate import Gate
-from trajkit.kernels.gpu.bits import _decode_frame_kernel, _encode_frame_kernel
 from trajkit.kernels.gpu.extrapolate import _extrapolate_line_kernel, _extrapolate_pair_kernel
 from trajkit.kernels.gpu.frames import _accumulate_frames_kernel, _fit_frames_kernel
 from trajkit.kernels.gpu.prepare import (
@@ -42,6 +39,7 @@ from trajkit.kernels.gpu.prepare import (
     check_codes,
     check_flat,
     float32_factor,
+    is_rounded,
     max_registers,
     new_solution,
     new_sums,
@@ -53,24 +51,19 @@ from trajkit.kernels.gpu.prepare import (
     step_tables,
 )
 from trajkit.kernels.gpu.solve import _solve_kernel
-from trajkit.kernels.gpu.stats import summarise
 from trajkit.kernels.rounding import Rounding
 from trajkit.kernels.state import Solution, Sums
 from trajkit.kernels.steps import span_units, take_steps
 
 __all__ = [
     "accumulate_frames",
-    "decode_frame",
-    "encode_frame",
     "extrapolate_line",
     "extrapolate_pair",
     "fit_frames",
-    "merge_sums",
     "new_solution",
     "new_sums",
     "rows_are_wide",
     "solve",
-    "summarise",
 ]
 
 MAX_LAUNCH_FRAMES = 32_768  # two counters of a launch share 32 bits, 16 each
@@ -83,7 +76,7 @@ def accumulate_frames(
     """Decode a batch of frames and add them to `sums`, in place.
 
     Float32 sums of at most 64 frames are folded into float64. State is read and written once a
-    64 frames; 128 bytes an element for bfloat16.
+    64 frames; 144 bytes an element for bfloat16.
 
     Args:
         codes_TN: unsigned codes [B, >= N] on the device, elements adjacent.
@@ -112,12 +105,13 @@ def accumulate_frames(
         with on_device(codes.device):
             _accumulate_frames_kernel[(triton.cdiv(sums.size, block),)](
                 codes, layout.row_stride, frames, groups,
-                sums.s_d, sums.s_ud, sums.s_dd, sums.q, sums.p,
+                sums.s_d, sums.s_ud, sums.s_dd, sums.q, sums.p, sums.v,
                 sums.y_first, sums.y_min, sums.y_max, sums.bits_last,
                 sums.changes, sums.distinct, sums.slots, sums.slots.stride(0), sums.invalid,
                 sums.size, layout.n_load, codes.shape[0],
                 FRESH=fresh and start == 0, GROUP=GROUP_FRAMES, BLOCK=block,
                 DTYPE=sums.dtype, SHIFT=32 - format_of(sums.dtype).width, PAIRED=layout.paired,
+                ROUNDED=is_rounded(sums),
                 num_warps=NUM_WARPS, maxnreg=max_registers(sums.dtype), enable_fp_fusion=True,
             )  # fmt: skip
 
@@ -145,7 +139,7 @@ def solve(
     design = step_design(sums, min_range, device)
     with on_device(device):
         _solve_kernel[(triton.cdiv(sums.size, BLOCK // 2),)](
-            sums.s_d, sums.s_ud, sums.s_dd, sums.q, sums.p,
+            sums.s_d, sums.s_ud, sums.s_dd, sums.q, sums.p, sums.v,
             sums.y_first, sums.y_min, sums.y_max, sums.bits_last,
             sums.changes, sums.distinct, sums.invalid, design, few,
             out.slope, out.mean, out.rsq, out.flags, out.dw, out.drift_t, out.bits_last,
@@ -165,12 +159,13 @@ def fit_frames(
     *,
     min_range: float = 0.0,
     few: int = 4,
+    distinct_in: str | None = None,
     out: Solution | None = None,
 ) -> Solution:
     """The lines fitted to a whole window of frames.
 
     Up to 64 frames the sums never leave the registers. More go through :func:`accumulate_frames`
-    and :func:`solve`, with a state of about 64 bytes an element allocated in between.
+    and :func:`solve`, with a state of about 70 bytes an element allocated in between.
 
     Args:
         codes_TN: unsigned codes [T, N] on the device; frame 0 is a key.
@@ -179,6 +174,7 @@ def fit_frames(
         dtype: what the codes are codes of.
         min_range: as for :func:`solve`.
         few: as for :func:`solve`.
+        distinct_in: as for :func:`new_sums`.
         out: written and returned; its N may be less than the rows are long (padded rows, see
             :func:`rows_are_wide`). By default a new solution.
 
@@ -190,7 +186,8 @@ def fit_frames(
     out = new_solution(codes_TN.shape[1], dtype, device) if out is None else out
     n, n_frames = int(out.slope.shape[0]), len(is_key_T)
     in_registers = n_frames <= GROUP_FRAMES
-    sums = new_sums(0 if in_registers else n, dtype, *span_units(steps_T), device)
+    size = 0 if in_registers else n
+    sums = new_sums(size, dtype, *span_units(steps_T), device, distinct_in)
     if not in_registers:
         accumulate_frames(codes_TN, is_key_T, steps_T, sums)
         return solve(sums, min_range=min_range, few=few, out=out)
@@ -209,38 +206,10 @@ def fit_frames(
             out.slope, out.mean, out.rsq, out.flags, out.dw, out.drift_t, out.bits_last,
             n, layout.n_load, n_frames,
             BLOCK=block, DTYPE=dtype, SHIFT=32 - form.width, PAIRED=layout.paired,
-            E_MIN=form.e_min, MANTISSA=form.mantissa,
+            ROUNDED=is_rounded(sums), E_MIN=form.e_min, MANTISSA=form.mantissa,
             num_warps=NUM_WARPS, maxnreg=max_registers(dtype), enable_fp_fusion=True,
         )  # fmt: skip
     return out
-
-
-def merge_sums(a: Sums, b: Sums) -> Sums:
-    """Not on the device: NotImplementedError says what to do instead."""
-    raise NotImplementedError(
-        "the CUDA backend does not merge sums; accumulate in order, or merge numpy arrays"
-    )
-
-
-def encode_frame(bits_N: torch.Tensor, prev_N: torch.Tensor, out_N: torch.Tensor) -> None:
-    """Write zigzag(bits - prev), wrapping in the width; all unsigned [N] of 8 to 64 bits."""
-    if out_N.shape[0]:
-        with on_device(out_N.device):
-            _encode_frame_kernel[(triton.cdiv(out_N.shape[0], BLOCK),)](
-                bits_N, prev_N, out_N, out_N.shape[0],
-                WIDTH=8 * out_N.element_size(), BLOCK=BLOCK, num_warps=NUM_WARPS,
-                enable_fp_fusion=False,
-            )  # fmt: skip
-
-
-def decode_frame(codes_N: torch.Tensor, prev_N: torch.Tensor, out_N: torch.Tensor) -> None:
-    """Write prev + unzigzag(code), wrapping in the width; all unsigned [N] of 8 to 64 bits."""
-    if out_N.shape[0]:
-        with on_device(out_N.device):
-            _decode_frame_kernel[(triton.cdiv(out_N.shape[0], BLOCK),)](
-                codes_N, prev_N, out_N, out_N.shape[0],
-                BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
 
 
 def extrapolate_line(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from trajkit.kernels.formats import format_of
 from trajkit.kernels.noise import mix_seed
-from trajkit.kernels.state import SLOTS, Solution, Sums
+from trajkit.kernels.state import SLOTS, Solution, Sums, check_axis, choose_distinct
+from trajkit.kernels.steps import weigh_steps
 
 GROUP_FRAMES = 64  # frames summed in float32 before they are folded into float64
 ROW_BYTES = 64  # rows that are a multiple of this long are read 16 bytes a thread
@@ -51,19 +52,25 @@ def rows_are_wide(codes: torch.Tensor, n: int) -> bool:
 
 
 def new_sums(
-    n: int, dtype: str, x_ref: float, x_unit: float, device: torch.device | str = "cuda"
+    n: int,
+    dtype: str,
+    x_ref: float,
+    x_unit: float,
+    device: torch.device | str = "cuda",
+    distinct_in: str | None = None,
 ) -> Sums:
     """Sums of no checkpoints on a device, uninitialised: the first batch fills them.
 
     Raises:
         NotImplementedError: a dtype the GPU does not fit.
-        ValueError: ``x_unit`` not positive and finite, or ``x_ref`` not finite.
+        ValueError: ``x_unit`` not positive and finite, ``x_ref`` not finite, or another
+            ``distinct_in`` than None, the dtype and "bfloat16".
     """
     bits = bits_dtype(dtype)
-    if not (np.isfinite(x_ref) and np.isfinite(x_unit) and x_unit > 0):
-        raise ValueError(f"x_ref must be finite and x_unit positive, got {x_ref} and {x_unit}")
+    check_axis(x_ref, x_unit)
+    distinct_in = choose_distinct(dtype, distinct_in)
     arrays = [
-        *(torch.empty(n, dtype=torch.float64, device=device) for _ in range(5)),
+        *(torch.empty(n, dtype=torch.float64, device=device) for _ in range(6)),
         *(torch.empty(n, dtype=torch.float32, device=device) for _ in range(3)),
         torch.empty(n, dtype=bits, device=device),
         torch.empty(n, dtype=torch.uint16, device=device),
@@ -72,7 +79,8 @@ def new_sums(
         torch.empty(n, dtype=torch.uint8, device=device),
     ]
     nan = float("nan")
-    return Sums(dtype, 0, float(x_ref), float(x_unit), nan, nan, 0.0, 0.0, 0.0, *arrays)
+    scalars = (float(x_ref), float(x_unit), nan, nan, 0.0, 0.0, 0.0)
+    return Sums(dtype, 0, *scalars, distinct_in, *arrays)
 
 
 def new_solution(n: int, dtype: str, device: torch.device | str = "cuda") -> Solution:
@@ -83,6 +91,14 @@ def new_solution(n: int, dtype: str, device: torch.device | str = "cuda") -> Sol
     flags = torch.empty(n, dtype=torch.uint8, device=device)
     bits = torch.empty(n, dtype=bits_dtype(dtype), device=device)
     return Solution(slope, mean, rsq, flags, dw, drift_t, bits)
+
+
+def is_rounded(sums: Sums) -> bool:
+    """Whether values are rounded to bfloat16 before they are told apart, where that is a change.
+
+    Both float8 are exact in bfloat16.
+    """
+    return sums.distinct_in != sums.dtype
 
 
 class Layout(NamedTuple):
@@ -151,10 +167,11 @@ def step_tables(
     is_key_T: NDArray[np.bool_],
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The small tables a kernel reads along with the frames: int32 [B, 4], float64 [G, 2].
+    """The small tables a kernel reads along with the frames: int32 [B, 4], float64 [G, 3].
 
-    A frame: bits of float32 u about its group's mean, bits of float32 du, key or not, 0. A
-    group: the mean of u, and its sum.
+    A frame: bits of float32 u about its group's mean, bits of float32 du, key or not, bits of V's
+    float32 weight (:func:`trajkit.kernels.steps.weigh_steps`). A group: the mean of u, its sum, and
+    what V's sum is to be multiplied by.
     """
     starts = np.arange(0, len(u_T), GROUP_FRAMES)
     sum_G = np.add.reduceat(u_T, starts)
@@ -164,7 +181,9 @@ def step_tables(
     frames[:, 0] = local_T.astype(np.float32).view(np.int32)
     frames[:, 1] = du_T.astype(np.float32).view(np.int32)
     frames[:, 2] = is_key_T
-    groups = np.stack([mean_G, sum_G], axis=1)
+    weight_T, per_du_G = weigh_steps(du_T, GROUP_FRAMES)
+    frames[:, 3] = weight_T.astype(np.float32).view(np.int32)
+    groups = np.stack([mean_G, sum_G, per_du_G], axis=1)
     return torch.from_numpy(frames).to(device), torch.from_numpy(groups).to(device)
 
 

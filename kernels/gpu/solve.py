@@ -27,6 +27,21 @@ def _half_ulp(value, E_MIN: tl.constexpr, MANTISSA: tl.constexpr):
 
 
 @triton.jit
+def _solve_drift(v, y_first, y_last, moving, design_ptr, drift_t_ptr, offsets, inside):
+    """Store t of the drift. Apart from the rest, and before it: together they want more registers."""
+    t_count = tl.load(design_ptr)
+    u_span = tl.load(design_ptr + 4)
+    nan = float("nan")
+    total = y_last.to(tl.float64) - y_first.to(tl.float64)
+    spread = v - total / u_span * total
+    certain = tl.where(total > 0, float("inf"), tl.where(total < 0, float("-inf"), nan))
+    drift_t = total / tl.sqrt(spread / (t_count - 2.0) * u_span)
+    drift_t = tl.where(spread > v * RESIDUAL_PART, drift_t, certain)
+    drift_t = tl.where(tl.where(moving, t_count, 0.0) > 2.0, drift_t, nan)
+    tl.store(drift_t_ptr + offsets, drift_t.to(tl.float32), mask=inside)
+
+
+@triton.jit
 def _solve_block(
     s_d,
     s_ud,
@@ -34,7 +49,6 @@ def _solve_block(
     q,
     p,
     y_first,
-    y_last,
     y_min,
     y_max,
     moving,
@@ -47,7 +61,6 @@ def _solve_block(
     rsq_ptr,
     flags_ptr,
     dw_ptr,
-    drift_t_ptr,
     offsets,
     inside,
     E_MIN: tl.constexpr,
@@ -77,13 +90,6 @@ def _solve_block(
     sse = sst - explained
     dw = (q - 2.0 * slope * p + slope * slope * s_du2) / sse
     dw = tl.where(curved & (sse > sst * RESIDUAL_PART), dw, nan)
-    total = y_last.to(tl.float64) - y_first
-    drift = total / u_span
-    spread = q - 2.0 * drift * p + drift * drift * s_du2
-    certain = tl.where(total > 0, float("inf"), tl.where(total < 0, float("-inf"), nan))
-    drift_t = total / tl.sqrt(spread / (t_count - 2.0) * (t_count - 1.0))
-    drift_t = tl.where(spread > q * RESIDUAL_PART, drift_t, certain)
-    drift_t = tl.where(curved, drift_t, nan)
 
     value_range = y_max.to(tl.float64) - y_min.to(tl.float64)
     still = tl.where(moving, 0.0, t_count) > 1.0
@@ -102,16 +108,16 @@ def _solve_block(
     tl.store(rsq_ptr + offsets, rsq.to(tl.float32), mask=inside)
     tl.store(flags_ptr + offsets, flags.to(tl.uint8), mask=inside)
     tl.store(dw_ptr + offsets, dw.to(tl.float32), mask=inside)
-    tl.store(drift_t_ptr + offsets, drift_t.to(tl.float32), mask=inside)
 
 
 @triton.jit
 def _solve_kernel(
-    s_d_ptr,  # float64 [N], as the four below
+    s_d_ptr,  # float64 [N], as the five below
     s_ud_ptr,
     s_dd_ptr,
     q_ptr,
     p_ptr,
+    v_ptr,
     y_first_ptr,  # float32 [N], as the two below
     y_min_ptr,
     y_max_ptr,
@@ -139,19 +145,31 @@ def _solve_kernel(
     inside = offsets < n_elements
     bits = tl.load(bits_last_ptr + offsets, mask=inside, other=0)
     tl.store(out_bits_ptr + offsets, bits, mask=inside)
+    y_first = tl.load(y_first_ptr + offsets, mask=inside, other=0.0)
+    moving = tl.load(changes_ptr + offsets, mask=inside, other=0) > 0
+    invalid = tl.load(invalid_ptr + offsets, mask=inside, other=0)
+    _solve_drift(
+        tl.load(v_ptr + offsets, mask=inside, other=0.0),
+        y_first,
+        _value(bits.to(tl.uint32) << SHIFT, DTYPE),
+        moving & (invalid == 0),
+        design_ptr,
+        drift_t_ptr,
+        offsets,
+        inside,
+    )
     _solve_block(
         tl.load(s_d_ptr + offsets, mask=inside, other=0.0),
         tl.load(s_ud_ptr + offsets, mask=inside, other=0.0),
         tl.load(s_dd_ptr + offsets, mask=inside, other=0.0),
         tl.load(q_ptr + offsets, mask=inside, other=0.0),
         tl.load(p_ptr + offsets, mask=inside, other=0.0),
-        tl.load(y_first_ptr + offsets, mask=inside, other=0.0),
-        _value(bits.to(tl.uint32) << SHIFT, DTYPE),
+        y_first,
         tl.load(y_min_ptr + offsets, mask=inside, other=0.0),
         tl.load(y_max_ptr + offsets, mask=inside, other=0.0),
-        tl.load(changes_ptr + offsets, mask=inside, other=0) > 0,
+        moving,
         tl.load(distinct_ptr + offsets, mask=inside, other=0),
-        tl.load(invalid_ptr + offsets, mask=inside, other=0),
+        invalid,
         design_ptr,
         few,
         slope_ptr,
@@ -159,7 +177,6 @@ def _solve_kernel(
         rsq_ptr,
         flags_ptr,
         dw_ptr,
-        drift_t_ptr,
         offsets,
         inside,
         E_MIN,

@@ -41,10 +41,22 @@ def _load_codes(code_ptrs, inside_codes, t, row_stride, n_frames):
 
 @triton.jit
 def _load_frame(frames_ptr, t):
-    """Step about the group's mean, step since the last frame, is it a key: of frame t."""
+    """Step about the group's mean, step since the last frame, V's weight, is it a key: of frame t."""
     u = tl.load(frames_ptr + 4 * t).to(tl.float32, bitcast=True)
     du = tl.load(frames_ptr + 4 * t + 1).to(tl.float32, bitcast=True)
-    return u, du, tl.load(frames_ptr + 4 * t + 2)
+    weight = tl.load(frames_ptr + 4 * t + 3).to(tl.float32, bitcast=True)
+    return u, du, weight, tl.load(frames_ptr + 4 * t + 2)
+
+
+@triton.jit
+def _distinct_key(y, ROUNDED: tl.constexpr):
+    """What tells a value apart: itself, or itself rounded to bfloat16 (NaN: anything)."""
+    if ROUNDED:
+        bits = y.to(tl.uint32, bitcast=True)
+        key = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    else:
+        key = y
+    return key
 
 
 @triton.jit
@@ -63,15 +75,17 @@ def _add_frame(
     s_dd,
     q,
     p,
+    v,
     y_min,
     y_max,
     seen,
     DTYPE: tl.constexpr,
     SHIFT: tl.constexpr,
     PAIRED: tl.constexpr,
+    ROUNDED: tl.constexpr,
 ):
     """Decode frame t and add it to the float32 sums of its group."""
-    u, du, is_key = _load_frame(frames_ptr, t)
+    u, du, weight, is_key = _load_frame(frames_ptr, t)
     bits = _decode(code, bits, is_key, SHIFT, PAIRED)
     y_last = y
     y = _value(bits, DTYPE)
@@ -80,17 +94,20 @@ def _add_frame(
     s_d += d
     s_ud += u * d
     s_dd += d * d
-    q += e * e
+    square = e * e
+    q += square
     p += du * e
+    v += weight * square
     y_min = tl.minimum(y_min, y, propagate_nan=tl.PropagateNan.ALL)
     y_max = tl.maximum(y_max, y, propagate_nan=tl.PropagateNan.ALL)
     # The last value is always one of the three, so a value that is none of them is a change, too.
     # Until four distinct values have been seen the three are all there are; then nobody counts.
-    is_new = (y != y_first) & (y != slot_a) & (y != slot_b)
+    key = _distinct_key(y, ROUNDED)
+    is_new = (key != _distinct_key(y_first, ROUNDED)) & (key != slot_a) & (key != slot_b)
     slot_b = tl.where(is_new, slot_a, slot_b)
-    slot_a = tl.where(is_new, y, slot_a)
+    slot_a = tl.where(is_new, key, slot_a)
     seen += tl.where(is_new, 65537, (y != y_last).to(tl.int32))  # low half: changes; high: new
-    return bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, y_min, y_max, seen
+    return bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen
 
 
 @triton.jit
@@ -108,7 +125,7 @@ def _sum_scaled(
     SHIFT: tl.constexpr,
     PAIRED: tl.constexpr,
 ):
-    """The five sums of frames start .. stop - 1 again, where squares leave float32's range.
+    """The six sums of frames start .. stop - 1 again, where squares leave float32's range.
 
     Each element is multiplied by the power of two that brings its largest move near 1 (2^126 at
     most), and its sums are divided by it at the end, in float64. bfloat16 and float32 only: their
@@ -126,8 +143,9 @@ def _sum_scaled(
     s_dd = tl.zeros((BLOCK,), tl.float32)
     q = tl.zeros((BLOCK,), tl.float32)
     p = tl.zeros((BLOCK,), tl.float32)
+    v = tl.zeros((BLOCK,), tl.float32)
     for t in range(start, stop):
-        u, du, is_key = _load_frame(frames_ptr, t)
+        u, du, weight, is_key = _load_frame(frames_ptr, t)
         code = _load_codes(code_ptrs, inside_codes, t, row_stride, stop)
         bits = _decode(code, bits, is_key, SHIFT, PAIRED)
         y_last = y
@@ -137,10 +155,12 @@ def _sum_scaled(
         s_d += d
         s_ud += u * d
         s_dd += d * d
-        q += e * e
+        square = e * e
+        q += square
         p += du * e
+        v += weight * square
     unscale = ((254 - field) << 23).to(tl.float32, bitcast=True)
-    return s_d, s_ud, s_dd, q, p, unscale
+    return s_d, s_ud, s_dd, q, p, v, unscale
 
 
 @triton.jit
@@ -162,12 +182,14 @@ def _sum_group(
     DTYPE: tl.constexpr,
     SHIFT: tl.constexpr,
     PAIRED: tl.constexpr,
+    ROUNDED: tl.constexpr,
+    DEEP: tl.constexpr,  # eight frames in flight instead of four
 ):
     """What frames start .. stop - 1, at most GROUP of them, add to the state of [BLOCK] elements.
 
-    `bits` are those before frame `start`. The five sums come out in float64 about `y_first`.
+    `bits` are those before frame `start`. The six sums come out in float32 about
+    `y_group`; V's are in units of the group's least step.
     """
-    DEEP: tl.constexpr = DTYPE == "bfloat16"  # eight frames in flight instead of four
     y = _value(bits, DTYPE)
     y_group = y
     s_d = tl.zeros((BLOCK,), tl.float32)
@@ -175,6 +197,7 @@ def _sum_group(
     s_dd = tl.zeros((BLOCK,), tl.float32)
     q = tl.zeros((BLOCK,), tl.float32)
     p = tl.zeros((BLOCK,), tl.float32)
+    v = tl.zeros((BLOCK,), tl.float32)
     fours = stop - (stop - start) % 4
     code_0 = _load_codes(code_ptrs, inside_codes, start + 0, row_stride, fours)
     code_1 = _load_codes(code_ptrs, inside_codes, start + 1, row_stride, fours)
@@ -186,36 +209,36 @@ def _sum_group(
         next_2 = _load_codes(code_ptrs, inside_codes, start + 6, row_stride, fours)
         next_3 = _load_codes(code_ptrs, inside_codes, start + 7, row_stride, fours)
     for t in range(start, fours, 4):
-        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, y_min, y_max, seen = _add_frame(
+        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen = _add_frame(
             code_0, t, frames_ptr, bits, y, y_first, y_group, slot_a, slot_b,
-            s_d, s_ud, s_dd, q, p, y_min, y_max, seen, DTYPE, SHIFT, PAIRED,
+            s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen, DTYPE, SHIFT, PAIRED, ROUNDED,
         )  # fmt: skip
         if DEEP:
             code_0 = next_0
             next_0 = _load_codes(code_ptrs, inside_codes, t + 8, row_stride, fours)
         else:
             code_0 = _load_codes(code_ptrs, inside_codes, t + 4, row_stride, fours)
-        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, y_min, y_max, seen = _add_frame(
+        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen = _add_frame(
             code_1, t + 1, frames_ptr, bits, y, y_first, y_group, slot_a, slot_b,
-            s_d, s_ud, s_dd, q, p, y_min, y_max, seen, DTYPE, SHIFT, PAIRED,
+            s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen, DTYPE, SHIFT, PAIRED, ROUNDED,
         )  # fmt: skip
         if DEEP:
             code_1 = next_1
             next_1 = _load_codes(code_ptrs, inside_codes, t + 9, row_stride, fours)
         else:
             code_1 = _load_codes(code_ptrs, inside_codes, t + 5, row_stride, fours)
-        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, y_min, y_max, seen = _add_frame(
+        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen = _add_frame(
             code_2, t + 2, frames_ptr, bits, y, y_first, y_group, slot_a, slot_b,
-            s_d, s_ud, s_dd, q, p, y_min, y_max, seen, DTYPE, SHIFT, PAIRED,
+            s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen, DTYPE, SHIFT, PAIRED, ROUNDED,
         )  # fmt: skip
         if DEEP:
             code_2 = next_2
             next_2 = _load_codes(code_ptrs, inside_codes, t + 10, row_stride, fours)
         else:
             code_2 = _load_codes(code_ptrs, inside_codes, t + 6, row_stride, fours)
-        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, y_min, y_max, seen = _add_frame(
+        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen = _add_frame(
             code_3, t + 3, frames_ptr, bits, y, y_first, y_group, slot_a, slot_b,
-            s_d, s_ud, s_dd, q, p, y_min, y_max, seen, DTYPE, SHIFT, PAIRED,
+            s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen, DTYPE, SHIFT, PAIRED, ROUNDED,
         )  # fmt: skip
         if DEEP:
             code_3 = next_3
@@ -224,9 +247,9 @@ def _sum_group(
             code_3 = _load_codes(code_ptrs, inside_codes, t + 7, row_stride, fours)
     for t in range(fours, stop):  # at most three, and only at the end of a batch
         code = _load_codes(code_ptrs, inside_codes, t, row_stride, stop)
-        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, y_min, y_max, seen = _add_frame(
+        bits, y, slot_a, slot_b, s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen = _add_frame(
             code, t, frames_ptr, bits, y, y_first, y_group, slot_a, slot_b,
-            s_d, s_ud, s_dd, q, p, y_min, y_max, seen, DTYPE, SHIFT, PAIRED,
+            s_d, s_ud, s_dd, q, p, v, y_min, y_max, seen, DTYPE, SHIFT, PAIRED, ROUNDED,
         )  # fmt: skip
 
     unscale = tl.full((BLOCK,), 1.0, tl.float32)
@@ -235,12 +258,12 @@ def _sum_group(
         out_of_range = ((moved > 0) & (moved < TINY_MOVE)) | (moved > HUGE_MOVE)
         out_of_range = out_of_range & _is_finite(y_min, y_max)
         if tl.max(out_of_range.to(tl.int32), axis=0) > 0:
-            s_d, s_ud, s_dd, q, p, unscale = _sum_scaled(
+            s_d, s_ud, s_dd, q, p, v, unscale = _sum_scaled(
                 code_ptrs, inside_codes, row_stride, frames_ptr, start, stop, y_group, moved,
                 BLOCK, DTYPE, SHIFT, PAIRED,
             )  # fmt: skip
 
-    return bits, y_group, slot_a, slot_b, s_d, s_ud, s_dd, q, p, unscale, y_min, y_max, seen
+    return bits, y_group, slot_a, slot_b, s_d, s_ud, s_dd, q, p, v, unscale, y_min, y_max, seen
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from trajkit.store.codecs import BloscCodec, Codec, PlainCodec
 
 ARRAYS = ("slope", "mean", "rsq", "last", "flags")
 SUMS = (
-    *("s_d", "s_ud", "s_dd", "q", "p", "y_first", "y_min", "y_max"),
+    *("s_d", "s_ud", "s_dd", "q", "p", "v", "y_first", "y_min", "y_max"),
     *("changes", "distinct", "invalid", "slot_0", "slot_1", "slot_2"),
 )
 """the arrays of the sums, which are those of :class:`trajkit.kernels.state.Sums`"""
@@ -41,7 +41,7 @@ def sums_arrays(path: Path, vector: FlatVector) -> dict[str, ZArray]:
     value = np.dtype("float64" if vector.dtype.name == "float64" else "float32")
     double = np.dtype("float64")
     dtypes = {
-        **dict.fromkeys(("s_d", "s_ud", "s_dd", "q", "p"), double),
+        **dict.fromkeys(("s_d", "s_ud", "s_dd", "q", "p", "v"), double),
         **dict.fromkeys(("y_first", "y_min", "y_max"), value),
         "changes": np.dtype("uint16"),
         "distinct": np.dtype("uint8"),

@@ -25,7 +25,15 @@ class DeviceWorker(Protocol):
     def fit(self, n: int, is_key_T: Array, steps_T: Array, **filters: Any) -> Solution:
         """The lines of the first ``n`` columns over a whole window that is in ``codes_TN``."""
 
-    def begin(self, n: int, x_ref: float, x_unit: float, kept: Sums | None = None) -> None:
+    def begin(
+        self,
+        n: int,
+        x_ref: float,
+        x_unit: float,
+        kept: Sums | None = None,
+        *,
+        distinct_in: str | None = None,
+    ) -> None:
         """Start the sums of ``n`` elements, from ``kept`` where a fit goes on."""
 
     def accumulate(self, is_key_T: Array, steps_T: Array) -> None:
@@ -60,8 +68,16 @@ class CpuWorker:
         codes_TN = self.codes_TN[: len(steps_T), :n]
         return kernels.fit_frames(codes_TN, is_key_T, steps_T, self.dtype, **filters)
 
-    def begin(self, n: int, x_ref: float, x_unit: float, kept: Sums | None = None) -> None:
-        self._sums = kept or kernels.new_sums(n, self.dtype, x_ref, x_unit)
+    def begin(
+        self,
+        n: int,
+        x_ref: float,
+        x_unit: float,
+        kept: Sums | None = None,
+        *,
+        distinct_in: str | None = None,
+    ) -> None:
+        self._sums = kept or kernels.new_sums(n, self.dtype, x_ref, x_unit, distinct_in=distinct_in)
 
     def accumulate(self, is_key_T: Array, steps_T: Array) -> None:
         kernels.accumulate_frames(self.codes_TN[: len(steps_T)], is_key_T, steps_T, self.sums())

@@ -17,7 +17,13 @@ from trajkit.errors import FormatError, InvalidInput, Unsupported
 from trajkit.fits.commit import commit_fit, new_arrays
 from trajkit.fits.devices import choose_device
 from trajkit.fits.kept import Fit, check_fit_name, fit_names, read_fit
-from trajkit.fits.paper import MIN_DISTINCT, MIN_RANGE, describe_kept, is_weight
+from trajkit.fits.paper import (
+    DISTINCT_IN,
+    MIN_DISTINCT,
+    MIN_RANGE,
+    describe_kept,
+    is_weight,
+)
 from trajkit.fits.plan import FitPlan, array_bytes, check_room, free_bytes, plan_vector
 from trajkit.fits.record import FitFindings, FitRecord, FitRequest
 from trajkit.fits.source import StoreName
@@ -66,7 +72,7 @@ def fit(
         device: ``auto``, ``cpu`` or ``cuda``.
         min_range: elements whose max - min is at most this are counted apart (0: none).
         min_distinct: elements with fewer distinct values are counted apart.
-        keep_sums: keep the sums (61 bytes an element of bf16, before compression), so that a later
+        keep_sums: keep the sums (69 bytes an element of bf16, before compression), so that a later
             fit can go on from them; by default in windows of 256 checkpoints or more.
         paper: apply the filters of arXiv 2601.04537 in place of the two above, and keep its
             statistics in the record (:mod:`trajkit.fits.paper`).
@@ -104,7 +110,7 @@ def fit(
         if replaced is not None:
             progress(Note(f"replaces {replaced}"))
         tell = as_subscriber(progress)
-        prior = find_prior(store, name, window, lambda text: tell(Note(text)))
+        prior = find_prior(store, name, window, paper, lambda text: tell(Note(text)))
         frames_read = window.n_frames - (0 if prior is None else prior.n_frames)
         raw_bytes = frames_read * sum(v.n_bytes for v in prepared.floats)
         what = f"fit {window.n_frames} checkpoints on {options.device}"
@@ -174,7 +180,9 @@ def plan_fit(traj: Source, rsq_threshold: float = DEFAULT_THRESHOLD, **options: 
     prepared = _prepare(traj, rsq_threshold, **options)
     store, window, floats = prepared.store, prepared.window, prepared.floats
     name: str = options.get("name", DEFAULT_FIT)
-    prior = find_prior(store, name, window, lambda text: None)
+    prior = find_prior(
+        store, name, window, prepared.options.distinct_in is not None, lambda text: None
+    )
     frames_read = window.n_frames - (0 if prior is None else prior.n_frames)
     largest = max(
         (plan for plan, _ in prepared.plans.values()), key=lambda p: p.n_bytes, default=None
@@ -247,8 +255,9 @@ def _prepare(
         keep_sums = window.n_frames >= KEEP_SUMS_FRAMES
     budget = parse_bytes(memory)
     options = FitOptions(
-        choose_device(device), float(rsq_threshold), min_range, min_distinct, keep_sums
-    )
+        choose_device(device), float(rsq_threshold), min_range, min_distinct, keep_sums,
+        distinct_in=DISTINCT_IN if paper else None,
+    )  # fmt: skip
     floats = tuple(v for v in store.vectors.values() if v.dtype.is_float)
     plans = {v.dtype.name: plan_vector(v, window.n_frames, budget, keep_sums) for v in floats}
     return _Prepared(store, window, floats, plans, options)

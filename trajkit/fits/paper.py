@@ -24,6 +24,8 @@ from trajkit.store.tensors import Source, as_store, element_bits
 
 MIN_RANGE = 1e-4
 MIN_DISTINCT = 4
+DISTINCT_IN = "bfloat16"
+"""whatever dtype the weights are stored in"""
 MIN_SAMPLE = 50
 
 
@@ -126,7 +128,7 @@ def _rsq_of_kept(values_TM: Array, axis: StepAxis) -> Array:
     finite = np.isfinite(values_TM).all(axis=0)
     values_TM = values_TM[:, finite]
     rounded = np.sort(values_TM.astype(ml_dtypes.bfloat16).astype(np.float64), axis=0)
-    n_distinct = 1 + (np.diff(rounded, axis=0) != 0).sum(axis=0)
+    n_distinct = 1 + (rounded[1:] != rounded[:-1]).sum(axis=0)
     kept = (np.ptp(values_TM, axis=0) > MIN_RANGE) & (n_distinct >= MIN_DISTINCT)
     y_TM = values_TM[:, kept] - values_TM[:, kept].mean(axis=0)
     u_T = np.array(axis.steps, np.float64) - axis.mean

@@ -28,12 +28,13 @@ class KeptSums:
 
 
 def find_prior(
-    store: Store, name: str, window: Window, tell: Callable[[str], None]
+    store: Store, name: str, window: Window, paper: bool, tell: Callable[[str], None]
 ) -> KeptSums | None:
     """The sums kept by the fit of that name, where this window goes on from its own.
 
-    To be called under the store's lock. Sums of other checkpoints, or of another version of the
-    kernels, are passed over; damaged ones too, and ``tell`` gets a line that says so.
+    To be called under the store's lock. Sums of other checkpoints, of another version of the
+    kernels, or that count distinct values otherwise (``paper``) are passed over; damaged ones too,
+    and ``tell`` gets a line that says so.
     """
     try:
         prior = read_fit(store, name)
@@ -49,6 +50,8 @@ def find_prior(
         or record.found.sums_version != SUMS_VERSION
         or n_frames > window.n_frames
     ):
+        return None
+    if (record.found.paper is not None) != paper:
         return None
     begun = replace(window, stop=window.first + n_frames)
     if record.steps != window.axis.steps[:n_frames]:

@@ -37,6 +37,8 @@ class FitOptions:
     min_range: float
     min_distinct: int
     keep_sums: bool
+    distinct_in: str | None = None
+    """the format in which distinct values are counted; None: the elements' own"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,8 @@ def _solve(
     in_one_go = window.n_frames <= task.batch and not options.keep_sums and task.prior is None
     if not in_one_go:
         kept = None if task.prior is None else _read_sums(task, task.prior, vector, n)
-        worker.begin(n, window.axis.mean, window.axis.unit, kept)
+        axis = window.axis
+        worker.begin(n, axis.mean, axis.unit, kept, distinct_in=options.distinct_in)
     audit = Audit(source, task.dtype, task.k, n)
     for begin in range(task.first, window.stop, task.batch):
         end = min(begin + task.batch, window.stop)
@@ -156,7 +159,7 @@ def _solve(
         middle = time.perf_counter()
         batch_T = steps_T[begin - window.first : end - window.first]
         if in_one_go:
-            solution = worker.fit(n, is_key_T, batch_T, **filters)
+            solution = worker.fit(n, is_key_T, batch_T, distinct_in=options.distinct_in, **filters)
         else:
             worker.accumulate(is_key_T, batch_T)
         timings.add("read and decompress", middle - clock)
@@ -185,8 +188,8 @@ def _read_batch(
 
 def _read_sums(task: ChunkTask, prior: KeptSums, vector: FlatVector, n: int) -> Sums:
     """The sums kept of the chunk, and the scalars that they are about."""
-    axis = task.window.axis
-    sums = kernels.new_sums(n, task.dtype, axis.mean, axis.unit)
+    axis, distinct_in = task.window.axis, task.options.distinct_in
+    sums = kernels.new_sums(n, task.dtype, axis.mean, axis.unit, distinct_in=distinct_in)
     for name, value in prior.scalars[task.dtype].items():
         setattr(sums, name, value)
     arrays = sums_arrays(prior.path, vector)

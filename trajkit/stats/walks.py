@@ -1,7 +1,7 @@
 """What a driftless random walk scores, on the same steps, where R² alone does not decide.
 
-Beside :func:`trajkit.stats.nulls.null_rsq`: Durbin-Watson of the residuals and t of the mean first
-difference, with the definitions of the kernels' ``solve``. Axis letters: T checkpoints, W walks.
+Beside :func:`trajkit.stats.nulls.null_rsq`: Durbin-Watson of the residuals and t of the drift, with
+the definitions of the kernels' ``solve``. Axis letters: T checkpoints, W walks.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class WalkReference:
     dw_high: float
     """upper quartile"""
     share_drift_t_above_2: float
-    """share of walks whose mean difference looks significant, |t| >= 2"""
+    """share of walks whose drift looks significant, |t| >= 2: Student's t, T - 2 degrees of freedom"""
 
 
 @lru_cache(maxsize=8)
@@ -55,8 +55,8 @@ def reference_walks(steps: tuple[int, ...], seed: int = 0) -> WalkReference | No
         sse_W = np.einsum("wt,wt->w", y_WT, y_WT) - slope_W**2 * (u_T @ u_T)
         dw.append(((d_WT - slope_W[:, None] * dx_T) ** 2).sum(axis=1) / sse_W)
         total_W = d_WT.sum(axis=1)
-        spread_W = ((d_WT - (total_W / dx_T.sum())[:, None] * dx_T) ** 2).sum(axis=1)
-        t_W = total_W / np.sqrt(spread_W / (len(x_T) - 2) * (len(x_T) - 1))
+        spread_W = ((d_WT - (total_W / dx_T.sum())[:, None] * dx_T) ** 2 / dx_T).sum(axis=1)
+        t_W = total_W / np.sqrt(spread_W / (len(x_T) - 2) * dx_T.sum())
         above += int((np.abs(t_W) >= 2).sum())
     low, median, high = np.quantile(np.concatenate(dw), [0.25, 0.5, 0.75]).tolist()
     return WalkReference(low, median, high, above / n_walks)
