@@ -38,6 +38,12 @@ def parse_formats(ctx: click.Context, option: click.Parameter, text: str | None)
     metavar="F[,F...]",
     help="Write the figures alone too, into figures/: png, pdf, svg.",
 )
+@click.option(
+    "--rewards",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Columns step and reward, drawn beside the drift of the outputs.",
+)
 @force_option
 @speaking
 def report_command(
@@ -46,6 +52,7 @@ def report_command(
     store: Path,
     fit_name: str,
     formats: tuple[str, ...],
+    rewards: Path | None,
     force: bool,
 ) -> None:
     """Write a self-contained page about a fit: index.html, summary.json and tensors.parquet."""
@@ -59,6 +66,7 @@ def report_command(
             fit=fit_name,
             force=force,
             formats=formats,
+            rewards=rewards,
             progress=progress,
         )
     console.data(result)

@@ -82,6 +82,7 @@ def verify(
         return VerifyResult(False, damage, 0, 0, 0, (), (), 0, time.perf_counter() - started)
     bad = [*check_metadata(opened), *check_sources(opened), *_check_fits(opened)]
     bad += [Damage(line) for line in check_backtest(opened)]
+    bad += _check_outputs(opened)
     budget = parse_bytes(memory)
     progress(Started("verify", opened.raw_bytes))
     frame_digests: list[Array] = []
@@ -110,6 +111,13 @@ def verify(
         n_bytes=opened.raw_bytes,
         seconds=time.perf_counter() - started,
     )
+
+
+def _check_outputs(store: Store) -> Iterator[Damage]:
+    from trajkit.outputs.check import check_outputs
+
+    for line in check_outputs(store):
+        yield Damage(line)
 
 
 def _check_fits(store: Store) -> Iterator[Damage]:
