@@ -10,5 +10,6 @@ stats        statistics of lines
 extrapolate  new checkpoints, rounded once
 coding       frame coding
 shuffle      bit planes to codes
+skill        sums of forecasts' errors
 read         chunks from files
 """
