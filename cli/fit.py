@@ -1,5 +1,6 @@
 """``trajkit fit``."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         "trajkit fit --rsq-threshold 0.7",
         "trajkit fit --from-step 100 --to-step 1000 --name early",
         "trajkit fit --paper --sample 0.001",
+        "trajkit fit --outputs default",
     ),
 )
 @store_option
@@ -56,6 +58,12 @@ if TYPE_CHECKING:
     help="With --paper: look at this share of each tensor only; keeps no fit.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="With --sample.")
+@click.option(
+    "--outputs",
+    metavar="NAME",
+    help="Fit the log-probs of 'trajkit logprobs', not the weights; with --paper: those that changed "
+    "by more than 0.2 only. Keeps no fit.",
+)
 @memory_option
 @dry_run_option
 @speaking
@@ -71,6 +79,7 @@ def fit_command(
     paper: bool,
     sample: float | None,
     seed: int,
+    outputs: str | None,
     memory: str,
     dry_run: bool,
 ) -> None:
@@ -86,6 +95,11 @@ def fit_command(
     from trajkit.units import parse_bytes
 
     traj = Trajectory.open(store)
+    if outputs is not None:
+        if not (from_step is None and to_step is None and sample is None and name is None):
+            raise click.UsageError("--outputs goes with --rsq-threshold and --paper alone")
+        _fit_outputs(console, store, outputs, rsq_threshold, paper)
+        return
     if sample is not None:
         if not paper:
             raise click.UsageError("--sample goes with --paper")
@@ -158,6 +172,48 @@ def _say_plan(console: Console, plan: "FitPlan") -> None:
     console.say(f"  memory    {format_bytes(plan.memory_bytes)}, {plan.workers} workers")
     if plan.n_bytes_written > plan.free_bytes:
         console.warn("the disk may not have room for it; 'trajkit drop' removes a fit")
+
+
+def _fit_outputs(console: Console, store: Path, name: str, threshold: float, paper: bool) -> None:
+    """Fit the outputs of a name, and say what came of it."""
+    from trajkit.outputs.kept import read_outputs
+    from trajkit.outputs.linearity import PAPER_CHANGE, by_position, by_token, fit_outputs
+    from trajkit.outputs.skill import LEAST, measure_skill
+    from trajkit.store.store import Store
+
+    outputs = read_outputs(Store.open(store), name)
+    fit = fit_outputs(outputs, threshold, PAPER_CHANGE if paper else 0.0)
+    numbers = fit.describe()
+    skills = measure_skill(outputs) if len(fit.steps) > LEAST else []
+    console.data(
+        {
+            **numbers,
+            "by_position": by_position(fit, outputs),
+            "by_token": by_token(fit, outputs),
+            "skill": [asdict(skill) for skill in skills],
+        }
+    )
+
+    def number(key: str) -> str:
+        return "none" if numbers[key] is None else f"{numbers[key]:.3f}"
+
+    console.say(
+        f"{numbers['tokens']:,} response tokens over {numbers['checkpoints']} checkpoints, steps "
+        f"{numbers['from_step']} to {numbers['to_step']}"
+    )
+    why = f"changed by more than {fit.min_change:g}" if paper else "changed at all"
+    console.say(f"  kept {numbers['kept']:,} ({number('share_kept')}) whose log p {why}")
+    console.say(f"  {'':24}{'this run':>10}{'random walk':>14}")
+    console.say(f"  {'median R²':24}{number('median_rsq'):>10}{number('null_median_rsq'):>14}")
+    above = f"share with R² > {threshold:g}"
+    console.say(
+        f"  {above:24}{number('share_above_threshold'):>10}{number('null_above_threshold'):>14}"
+    )
+    console.say(f"  median R² of sums a response: {number('median_rsq_of_sums')}")
+    for horizon in sorted({skill.horizon for skill in skills}):
+        row = [s for s in skills if s.horizon == horizon and s.skill is not None]
+        told = ", ".join(f"{s.estimator} {s.skill:.3f}" for s in row)
+        console.say(f"  skill {horizon} steps ahead, 1 - SSE/SSE of holding: {told}")
 
 
 def _say_paper(console: Console, stats: "PaperStats", threshold: float) -> None:

@@ -40,6 +40,14 @@ def info_command(console: Console, store: Path) -> None:
             f"  fit       {name}: {count(len(steps), 'checkpoint')}, steps {steps[0]} to {steps[-1]}, "
             f"{format_bytes(info.fit_bytes[name])}"
         )
+    for name, held in info.outputs.items():
+        if "damaged" in held:
+            console.warn(held["damaged"])
+            continue
+        console.say(
+            f"  outputs   {name}: {len(held['steps'])} checkpoints, {held['tokens']:,} tokens of "
+            f"{held['responses']} responses"
+        )
     for line in info.unreadable_fits:
         console.warn(line)
     if console.verbose:

@@ -19,6 +19,7 @@ from trajkit.cli.fit import fit_command
 from trajkit.cli.generate import generate_command
 from trajkit.cli.info import info_command
 from trajkit.cli.ingest import ingest_command
+from trajkit.cli.logprobs import logprobs_command
 from trajkit.cli.probes import probes_command
 from trajkit.cli.report import report_command
 from trajkit.cli.restore import restore_command
@@ -59,6 +60,7 @@ for _command in (
     backtest_command,
     extrapolate_command,
     probes_command,
+    logprobs_command,
     generate_command,
     report_command,
     restore_command,

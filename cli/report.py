@@ -39,6 +39,12 @@ def parse_formats(ctx: click.Context, option: click.Parameter, text: str | None)
     metavar="F[,F...]",
     help="Write the figures alone too, into figures/: png, pdf, svg.",
 )
+@click.option(
+    "--rewards",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Columns step and reward, drawn beside the drift of the outputs.",
+)
 @force_option
 @speaking
 def report_command(
@@ -47,13 +53,22 @@ def report_command(
     store: Path,
     fit_name: str,
     formats: tuple[str, ...],
+    rewards: Path | None,
     force: bool,
 ) -> None:
     """Write a self-contained page about a fit: index.html, summary.json and tensors.parquet."""
     from trajkit.reports.report import report
 
     with console.progress() as progress:
-        result = report(store, out, fit=fit_name, force=force, formats=formats, progress=progress)
+        result = report(
+            store,
+            out,
+            fit=fit_name,
+            force=force,
+            formats=formats,
+            rewards=rewards,
+            progress=progress,
+        )
     console.data(result)
     console.say(result.finding)
     console.say(Path(result.path).absolute().as_uri())

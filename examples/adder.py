@@ -68,6 +68,25 @@ def load_model(folder: str | Path) -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
+class ExtrapolatedLogits:
+    """Two models as one, whose logits are l0 + alpha (l1 - l0); what `answer_log_probabilities` asks.
+
+    Teacher-forced, so both run once over the whole text; `trajkit.LogitsExtrapolation` is for
+    generating.
+    """
+
+    def __init__(self, base: Any, second: Any, alpha: float) -> None:
+        self.base, self.second, self.alpha = base, second, alpha
+        self.device = base.device
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run both models; the result has `logits`."""
+        import types
+
+        first, second = self.base(**inputs).logits.float(), self.second(**inputs).logits.float()
+        return types.SimpleNamespace(logits=first + self.alpha * (second - first))
+
+
 def answer_log_probabilities(
     model: Any, tokenizer: Any, pairs: Sequence[tuple[int, int]] | None = None
 ) -> torch.Tensor:

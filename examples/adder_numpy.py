@@ -34,12 +34,16 @@ def load_weights(folder: Path) -> dict[str, Array]:
     return weights
 
 
-def probability_correct(folder: Path, weights: dict[str, Array]) -> float:
+def probability_correct(
+    folder: Path, weights: dict[str, Array], base: dict[str, Array] | None = None, alpha: float = 1
+) -> float:
     """The mean probability of the right answer over the fixed evaluation set, as in ``adder.py``.
 
     Args:
         folder: a checkpoint folder, for its ``config.json`` and ``tokenizer.json``.
         weights: its tensors, from :func:`load_weights`.
+        base: an earlier checkpoint's: judge the logits l0 + alpha (l1 - l0) of the two.
+        alpha: of these.
     """
     config = json.loads((folder / "config.json").read_text())
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -51,6 +55,9 @@ def probability_correct(folder: Path, weights: dict[str, Array]) -> float:
     width = max(map(len, texts))
     tokens = np.array([text + [padding] * (width - len(text)) for text in texts])
     logits = next_token_logits(config, weights, tokens[:, :-1]).astype(np.float64)
+    if base is not None:
+        first = next_token_logits(config, base, tokens[:, :-1]).astype(np.float64)
+        logits = first + alpha * (logits - first)
     log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     log_p = np.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
     place = np.arange(1, width)

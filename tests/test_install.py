@@ -14,7 +14,12 @@ from conftest import HELD_OUT, ROOT, SEEN
 from test_house import files, imports_of
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MODULES = {"google_crc32c": "google-crc32c", "ml_dtypes": "ml-dtypes", "llvmlite": "numba"}
+MODULES = {
+    "lm_eval": "lm-eval",
+    "google_crc32c": "google-crc32c",
+    "ml_dtypes": "ml-dtypes",
+    "llvmlite": "numba",
+}
 """modules whose package has another name (numba is what brings llvmlite)"""
 
 WITHOUT_EXTRAS = """

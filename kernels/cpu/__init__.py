@@ -10,6 +10,7 @@ stats        statistics of lines
 extrapolate  new checkpoints, rounded once
 coding       frame coding
 shuffle      bit planes to codes
+skill        sums of forecasts' errors
 read         chunks from files
 skill       errors of forecasts against the run's own later checkpoints
 """

@@ -5,8 +5,18 @@ weights    one model's weights, wherever they are
 placing    where they go in a model
 models     a model from the store
 probes     prompts with fixed responses, and their tokens
+batching   those of like lengths together
+scoring    log p, entropy and rank of every token under one model
+logprobs   verb: that for every checkpoint
+kept       where it is kept
+check      every byte of that against its digest
+distances  KL between whole distributions
+drift      how far the outputs moved, checkpoint by checkpoint
+linearity  a line through every token
+skill      forecasts of that, judged on later checkpoints
 sampling   responses sampled from a model
 journal    the file they go to, whole or resumable
 logits     decoding with extrapolated logits
+evaluation  them for lm-evaluation-harness
 generate   verb: responses of a step to come
 """

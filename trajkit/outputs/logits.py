@@ -82,14 +82,23 @@ class LogitsExtrapolation(transformers.LogitsProcessor):
             float32 [B, V].
         """
         base = self._base_logits(input_ids).to(scores.device, torch.float32)
+        return self.combine(base, scores)
+
+    def combine(self, first: Any, second: Any) -> Any:
+        """l0 + alpha (l1 - l0), as wide as the second; -inf where the base has no logit.
+
+        Args:
+            first: the base model's logits, float32 [..., V0].
+            second: the second's, float32 [..., V1].
+        """
         if self.alpha == 1.0:
-            return scores
-        shared = min(base.shape[-1], scores.shape[-1])
-        own, base = scores[:, :shared], base[:, :shared]
+            return second
+        shared = min(first.shape[-1], second.shape[-1])
+        own, base = second[..., :shared], first[..., :shared]
         # to the bit the base's at 0, as a + (b - a) is not b
         moved = base if self.alpha == 0.0 else base + self.alpha * (own - base)
-        out = torch.full_like(scores, -math.inf)
-        out[:, :shared] = torch.where(torch.isneginf(own), own, moved)
+        out = torch.full_like(second, -math.inf)
+        out[..., :shared] = torch.where(torch.isneginf(own), own, moved)
         return out
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ def sample_file(
         same responses as one that was not.
     """
     started = time.perf_counter()
-    context = context_of(model)
+    context = context_of(model.config)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     prompts = read_prompts(prompts_path, tokenizer, context=context, vocabulary=vocabulary)
     wanted = [(i, s) for i in range(len(prompts)) for s in range(sampling.samples)]
@@ -197,7 +197,7 @@ def sample_batch(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    context = context_of(model)
+    context = context_of(model.config)
     new = (
         sampling.max_new_tokens
         if context is None
@@ -234,10 +234,9 @@ def sample_batch(
     return [_until_end(row[width:], ends) for row in found.tolist()]
 
 
-def context_of(model: Any) -> int | None:
+def context_of(config: Any) -> int | None:
     """Tokens that a model can take, where its config says so."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else None
-    found = getattr(config or model.config, "max_position_embeddings", None)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
 
 

@@ -8,6 +8,8 @@ findings      its numbers in plain words
 figures       matplotlib, and nobody else
 plots         pictures of the run and its elements
 module_plots  pictures of its modules
+outputs_section  what it says of outputs, where some were scored
+outputs_plots    pictures of those
 gallery       elements worth looking at
 modules       layer and module from a tensor's name
 palette       the colours

@@ -6,6 +6,7 @@ from typing import Any
 from trajkit.errors import TrajkitError
 from trajkit.fits.commit import bytes_of
 from trajkit.fits.kept import fit_names, read_fit
+from trajkit.outputs.check import describe_outputs
 from trajkit.store.store import Store
 
 
@@ -29,6 +30,8 @@ class StoreInfo:
     """bytes of each fit's files; ``stored_bytes`` has none of them"""
     unreadable_fits: list[str]
     """a line for each fit that cannot be read"""
+    outputs: dict[str, dict[str, Any]]
+    """steps, tokens and responses of each scored probe set, by name"""
 
 
 def describe_store(store: Store) -> StoreInfo:
@@ -56,4 +59,5 @@ def describe_store(store: Store) -> StoreInfo:
         fits=fits,
         fit_bytes={name: bytes_of(store.path / "fits" / name) for name in fits},
         unreadable_fits=unreadable,
+        outputs=describe_outputs(store),
     )

@@ -46,6 +46,8 @@ class PageData:
     run: Mapping[str, Any]
     """the run at a glance: name -> text"""
     figures: Mapping[str, FigureBlock]
+    response: str
+    """HTML: a response of the scored probes; empty where there are none"""
     table: Sequence[Mapping[str, Any]]
     min_distinct: int
     min_range: float
@@ -65,6 +67,7 @@ def build_page(data: PageData) -> str:
         _section("modules", "Where in the model", "", "", data.figures.get("modules")),
         _section("drift", "Drift against noise", "", "", data.figures.get("drift")),
         _section("gallery", "Trajectories and their lines", "", "", data.figures.get("gallery")),
+        *_output_sections(data),
         _section(
             "tensors", "All tensors", *build_tensor_table(n, folded=len(rows) < len(data.table))
         ),
@@ -103,6 +106,21 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; style-src 'sha256-{a}'; style-src-attr 'unsafe-inline'; "
         f"script-src 'sha256-{b}'; img-src data:; base-uri 'none'; form-action 'none'"
     )
+
+
+def _output_sections(data: PageData) -> list[str]:
+    """The sections about outputs, where a probe set was scored."""
+    titles = {
+        "outputs-drift": "Outputs: drift",
+        "outputs-rsq": "Outputs: R² of every token",
+        "outputs-tokens": "Outputs: tokens in their context",
+    }
+    content = {"outputs-tokens": data.response}
+    return [
+        _section(name, title, "", content.get(name, ""), data.figures[name])
+        for name, title in titles.items()
+        if name in data.figures
+    ]
 
 
 def _section(

@@ -77,7 +77,9 @@ class RsqData:
     null_median: float | None
 
 
-def draw_histogram(data: RsqData, palette: Palette, width: int, height: int = 340) -> Drawing:
+def draw_histogram(
+    data: RsqData, palette: Palette, width: int, height: int = 340, what: str = "an element"
+) -> Drawing:
     """R² of all fitted elements with the random walk's over it and the threshold marked."""
     drawing = Drawing(width, height, palette)
     bins = 25 if drawing.narrow else 50
@@ -98,7 +100,7 @@ def draw_histogram(data: RsqData, palette: Palette, width: int, height: int = 34
     percent_ticks(ax, "y")
     ax.set_xticks(np.linspace(0, 1, 6))
     rule_across(ax)
-    ax.set_xlabel("R² of the line fitted to an element")
+    ax.set_xlabel(f"R² of the line fitted to {what}")
     _write_shares(ax, data, palette, drawing.narrow)
     _mark_medians(ax, data, palette, drawing.narrow)
     return drawing

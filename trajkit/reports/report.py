@@ -22,6 +22,8 @@ from trajkit.reports.gallery import Gallery, choose_elements
 from trajkit.reports.markup import escape, inline_svg
 from trajkit.reports.module_plots import draw_drift, draw_modules
 from trajkit.reports.modules import ModuleGrid, arrange_modules
+from trajkit.reports.outputs_plots import draw_drift_curves, draw_tokens, drift_curves
+from trajkit.reports.outputs_section import OutputsSection, read_section
 from trajkit.reports.page import FigureBlock, PageData, build_page, run_facts
 from trajkit.reports.palette import LIGHT, PAGE, Palette, css_colours
 from trajkit.reports.plots import RsqData, draw_gallery, draw_histogram, draw_timeline
@@ -72,6 +74,7 @@ def report(
     fit: str | Fit = DEFAULT_FIT,
     force: bool = False,
     formats: Sequence[str] = (),
+    rewards: str | Path | None = None,
     progress: Progress | bool = False,
 ) -> ReportResult:
     """Write a page about a fit: ``index.html``, ``summary.json`` and ``tensors.parquet``.
@@ -85,6 +88,8 @@ def report(
         fit: a fit's name, or the fit.
         force: replace ``out`` if trajkit wrote it; a report is replaced without.
         formats: of ``png``, ``pdf``, ``svg``: write the figures alone too, into ``out/figures``.
+        rewards: a CSV file with the columns ``step`` and ``reward``, drawn beside the drift of the
+            outputs, where there are some.
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
@@ -101,7 +106,7 @@ def report(
     source = read_fit(store, fit) if isinstance(fit, str) else fit
     place = check_output(store, Path(out), force, over="report")
     with FolderWriter(place, store.vectors) as folder:
-        job = _Job(store, source, progress)
+        job = _Job(store, source, rewards, progress)
         page = build_page(job.page()).encode()
         folder.write_side_file("index.html", page)
         summary = json.dumps(job.summary(), indent=2, allow_nan=False) + "\n"
@@ -127,7 +132,9 @@ def report(
 class _Job:
     """One call of :func:`report`: what is read once, and what is made of it."""
 
-    def __init__(self, store: Store, fit: Fit, progress: Progress) -> None:
+    def __init__(
+        self, store: Store, fit: Fit, rewards: str | Path | None, progress: Progress
+    ) -> None:
         self.store = store
         self.fit = fit
         self.progress = progress
@@ -137,6 +144,7 @@ class _Job:
         self.walk: WalkReference | None = reference_walks(fit.record.steps)
         self.finding: Finding = find(self.numbers, self.walk)
         self.grid: ModuleGrid = arrange_modules(self.rows)
+        self.outputs: OutputsSection | None = read_section(store, rewards)
         progress(Started("report", 7, "figures"))
         pool = "median_rsq_kept" if fit.stats.kept else "median_rsq"
         self.gallery: Gallery = choose_elements(store, fit, self.numbers[pool])
@@ -161,6 +169,7 @@ class _Job:
             run=facts,
             figures={f.name: self._block(f) for f in self.figures},
             table=self.rows,
+            response="" if self.outputs is None else self.outputs.coloured_response(),
             min_distinct=record.asked.min_distinct,
             min_range=record.asked.min_range,
             footer=(
@@ -185,6 +194,7 @@ class _Job:
             "frames_digest": self.fit.record.frames_digest,
             "walk": None if self.walk is None else asdict(self.walk),
             "modules": [_module_summary(row) for row in self.grid.all_rows],
+            "outputs": None if self.outputs is None else self.outputs.numbers,
             "gallery": [
                 {"role": p.role, "tensor": p.tensor, "index": list(p.index), "rsq": p.rsq}
                 for p in self.gallery.picks
@@ -226,6 +236,8 @@ class _Job:
             figures.append(self._drift())
         if self.gallery.picks:
             figures.append(self._gallery())
+        if self.outputs is not None:
+            figures += _output_figures(self.outputs)
         return figures
 
     def _timeline(self) -> _Figure:
@@ -337,6 +349,44 @@ class _Job:
             "Trajectories with their fitted lines: "
             + "; ".join(f"{p.role}, {p.tensor}, R² {p.rsq:.3f}" for p in gallery.picks),
         )
+
+
+def _output_figures(section: OutputsSection) -> list[_Figure]:
+    """Drift, R² of tokens, and tokens in their context."""
+    curves = drift_curves(section.drift, section.rewards)
+    data, picks = section.rsq_data(), section.picks()
+    last = section.drift[-1]
+    figures = [
+        _Figure(
+            "outputs-drift",
+            lambda palette, width: draw_drift_curves(curves, palette, width),
+            section.drift_caption(),
+            f"Outputs at step {last.step}: KL {last.kl_to_base:.3g} nats from the first checkpoint, "
+            f"the likeliest token changed for {percent(last.argmax_changed_to_base)}",
+        ),
+        _Figure(
+            "outputs-rsq",
+            lambda palette, width: draw_histogram(
+                data, palette, width, what="the log-probability of a token"
+            ),
+            section.rsq_caption(),
+            f"Histogram of R² of token log-probabilities: median {number(data.median)}; a random "
+            f"walk has {number(data.null_median)}",
+        ),
+    ]
+    if picks:
+        figures.append(
+            _Figure(
+                "outputs-tokens",
+                lambda palette, width: draw_tokens(picks, palette, width),
+                "<b>How to read it.</b> Log p of a response token, in brackets behind the text it "
+                "follows, at each checkpoint, and its line. They are of the tokens that the filter "
+                "keeps; the random one is the same every time.",
+                "Log-probabilities of tokens: "
+                + "; ".join(f"{p.role}, R² {p.rsq:.3f}" for p in picks),
+            )
+        )
+    return figures
 
 
 def _module_summary(row: Any) -> dict[str, Any]:

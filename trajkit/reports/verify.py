@@ -94,6 +94,7 @@ def verify(
         return VerifyResult(False, damage, 0, 0, 0, (), (), 0, time.perf_counter() - started)
     bad = [*check_metadata(opened), *check_sources(opened), *_check_fits(opened)]
     bad += [Damage(line) for line in check_backtest(opened)]
+    bad += _check_outputs(opened)
     budget = parse_bytes(memory)
     progress(Started("verify", opened.raw_bytes))
     frame_digests: list[Array] = []
@@ -135,6 +136,13 @@ def _list_others(paths: Sequence[Path], series: Series, held: Sequence[Path]) ->
     steps = [found.folder for found in series.found if found.folder is not None]
     places = [*paths, *(f.path for f in series.found), *(f.path for f in series.incomplete)]
     return list_leftovers(places, steps, held)
+
+
+def _check_outputs(store: Store) -> Iterator[Damage]:
+    from trajkit.outputs.check import check_outputs
+
+    for line in check_outputs(store):
+        yield Damage(line)
 
 
 def _check_fits(store: Store) -> Iterator[Damage]:

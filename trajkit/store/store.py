@@ -126,9 +126,10 @@ class Store:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of everything that keeps the checkpoints: the store's files, but for the fits."""
-        fits = self.path / "fits"
-        return sum(_size_of(f) for f in self.path.rglob("*") if fits not in f.parents)
+        """Bytes of everything that keeps the checkpoints: not what was made of them."""
+        made = {self.path / "fits", self.path / "outputs"}
+        files = (f for f in self.path.rglob("*") if made.isdisjoint(f.parents))
+        return sum(_size_of(f) for f in files)
 
     def index_of(self, step: int) -> int:
         """The frame index of a committed step; raises :class:`NotFound` and says what there is."""

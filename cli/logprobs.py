@@ -1,0 +1,135 @@
+"""``trajkit logprobs``."""
+
+from pathlib import Path
+
+import click
+
+from trajkit.cli.console import Console
+from trajkit.cli.options import (
+    example,
+    force_option,
+    memory_option,
+    model_device_option,
+    model_dtype_option,
+    speaking,
+    store_option,
+)
+from trajkit.units import format_seconds
+
+
+@click.command(
+    "logprobs",
+    short_help="Score fixed responses under every checkpoint.",
+    epilog=example(
+        "trajkit logprobs --probes probes.jsonl",
+        "trajkit logprobs --probes probes.jsonl --steps 0,100,200 --name few",
+        "trajkit logprobs --probes probes.jsonl --checkpoints ckpts/ -o scores/",
+    ),
+)
+@store_option
+@click.option(
+    "--probes",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="P.jsonl",
+    help='Lines with "prompt" or "messages", and "response".',
+)
+@click.option(
+    "--name", default="default", show_default=True, help="The outputs' name in the store."
+)
+@click.option("--steps", metavar="A,B,...", help="Steps to score (default: all).")
+@click.option(
+    "--checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="CKPTS",
+    help="Score these folders, not the store's steps (may be repeated).",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep the outputs in this folder, not in the store.",
+)
+@model_dtype_option
+@model_device_option
+@click.option("--batch-tokens", default=4096, show_default=True, help="Tokens a batch.")
+@click.option(
+    "--kl-places",
+    default=4096,
+    show_default=True,
+    help="Most tokens whose whole distributions are compared.",
+)
+@force_option
+@memory_option
+@speaking
+def logprobs_command(
+    console: Console,
+    store: Path,
+    probes: Path,
+    name: str,
+    steps: str | None,
+    checkpoints: tuple[Path, ...],
+    out: Path | None,
+    dtype: str | None,
+    device: str,
+    batch_tokens: int,
+    kl_places: int,
+    force: bool,
+    memory: str,
+) -> None:
+    """Score every response token, teacher-forced, under every checkpoint, and keep it in the store.
+
+    Log p, entropy and rank of each token; KL of the whole next-token distributions. One checkpoint
+    is scored twice: differences below what the two passes differ by mean nothing. A command that
+    was killed goes on after the last checkpoint when it is run again.
+    """
+    from trajkit.errors import InvalidInput
+    from trajkit.outputs.drift import measure_drift
+    from trajkit.outputs.kept import read_outputs
+    from trajkit.outputs.logprobs import logprobs
+    from trajkit.outputs.weights import open_store
+
+    chosen = None
+    if steps is not None:
+        parts = [part.strip() for part in steps.split(",")]
+        if not all(part.isascii() and part.isdecimal() for part in parts):
+            raise InvalidInput(f"--steps takes whole numbers such as 0,100,200, not {steps!r}")
+        chosen = [int(part) for part in parts]
+    apart = checkpoints and out is not None
+    traj = open_store(store, ["folder"] if apart else [None])
+    with console.progress() as progress:
+        result = logprobs(
+            traj,
+            probes,
+            name=name,
+            steps=chosen,
+            checkpoints=checkpoints,
+            out=out,
+            dtype=dtype,
+            device=device,
+            batch_tokens=batch_tokens,
+            divergence_places=kl_places,
+            memory=memory,
+            force=force,
+            progress=progress,
+        )
+    console.data(result)
+    console.say(
+        f"{result.path}: {result.tokens:,} tokens of {result.responses} responses under "
+        f"{len(result.steps)} checkpoints, {result.scored} of them now, in "
+        f"{format_seconds(result.seconds)}"
+    )
+    console.say(
+        f"  two passes of one checkpoint differ by up to {result.noise_floor:.2g} in log p: smaller "
+        "differences mean nothing"
+    )
+    last = measure_drift(read_outputs(Path(result.path)))[-1]
+    console.say(
+        f"  step {last.step} against step {result.steps[0]}: KL {last.kl_to_base:.3g} nats a token, "
+        f"mean |Δ log p| {last.change_to_base:.3g}, likeliest token changed for "
+        f"{last.argmax_changed_to_base:.1%}"
+    )
+    if out is None:
+        console.next_command(f"trajkit fit --outputs {result.name}", "trajkit report")

@@ -1,0 +1,345 @@
+"""Log-probs: every token of a probe set under every checkpoint of a run, kept in the store."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import trajkit
+from trajkit.checkpoints.series import find_series
+from trajkit.defaults import DEFAULT_MEMORY_BYTES
+from trajkit.errors import InvalidInput, Mismatch
+from trajkit.outputs.batching import Batch, make_batches
+from trajkit.outputs.distances import (
+    MOST_PLACES,
+    Divergence,
+    DivergenceWatcher,
+    choose_places,
+)
+from trajkit.outputs.generate import identify
+from trajkit.outputs.kept import (
+    Outputs,
+    OutputsWriter,
+    Record,
+    create_outputs,
+    is_outputs,
+    lock_outputs,
+    make_group,
+    outputs_path,
+    read_outputs,
+)
+from trajkit.outputs.libraries import torch, transformers
+from trajkit.outputs.models import build_model, fill_model, load_tokenizer, read_config
+from trajkit.outputs.probes import Probe, read_probes, tokenizer_digest
+from trajkit.outputs.sampling import context_of
+from trajkit.outputs.scoring import Scores, score
+from trajkit.outputs.weights import FolderWeights, StoredWeights, Weights
+from trajkit.progress import Advanced, Finished, Progress, Started, silent
+from trajkit.store.tensors import Source, as_store
+from trajkit.units import format_seconds, parse_bytes
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """|Δ log p| between two passes of one checkpoint, batched differently: what means nothing."""
+
+    step: int
+    largest: float
+    mean: float
+    p99: float
+    """99 % of the tokens differ by less"""
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsResult:
+    """What was scored."""
+
+    name: str
+    path: str
+    steps: tuple[int, ...]
+    """all that are scored"""
+    scored: int
+    """of these, now"""
+    tokens: int
+    """response tokens of the probe set"""
+    responses: int
+    noise_floor: float
+    """largest |Δ log p| between two passes of one checkpoint; differences below mean nothing"""
+    mean_kl_to_base: tuple[float, ...]
+    """one a step, nats: KL(step || base) over the whole next-token distribution"""
+    divergence_places: int
+    """places over which it is the mean"""
+    seconds: float
+
+
+def logprobs(
+    traj: Source | None,
+    probes: str | Path,
+    *,
+    name: str = "default",
+    steps: Sequence[int] | None = None,
+    checkpoints: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    batch_tokens: int = BATCH_TOKENS,
+    divergence_places: int = MOST_PLACES,
+    memory: str | int = DEFAULT_MEMORY_BYTES,
+    force: bool = False,
+    progress: Progress = silent,
+) -> LogprobsResult:
+    """Score a probe set under every checkpoint, teacher-forced, and keep it in the store.
+
+    Args:
+        traj: the run; None where ``checkpoints`` and ``out`` are given.
+        probes: JSONL (:mod:`trajkit.outputs.probes`).
+        name: of the outputs in the store.
+        steps: which committed steps (default: all). Those scored before are passed over.
+        checkpoints: score these folders in place of the store's steps.
+        out: a folder to keep the outputs in, in place of the store.
+        dtype: of the model's parameters (default: float32 on the CPU, else the checkpoints' own).
+        device: as torch names it.
+        batch_tokens: ids a batch, padding included.
+        divergence_places: most places whose whole distributions are compared; fewer where the
+            budget is smaller.
+        memory: budget for those distributions and a block of logits; model and batch come on top.
+        force: score anew what is there under this name.
+        progress: receives :mod:`trajkit.progress` events, in checkpoints.
+
+    Raises:
+        NotFound: no such step, folder or file. InvalidInput: a probe is not one; nothing to score;
+            a step before the last one scored. Mismatch: the probes are of another tokenizer, or
+            not those that were scored before under this name. Locked: another process does.
+
+    Notes:
+        A checkpoint's row is there whole or not at all; a run that was killed goes on after the last
+        one. Weights are swapped in one model.
+    """
+    started = time.perf_counter()
+    sources = _choose_sources(traj, steps, checkpoints)
+    path = Path(out) if out is not None else outputs_path(as_store(_need(traj)), name)
+    if out is None:
+        make_group(as_store(_need(traj)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(sources[0])
+    config = read_config(sources[0])
+    found = read_probes(
+        probes, tokenizer, context=context_of(config), vocabulary=_vocabulary(config)
+    )
+    if not any(p.response_ids for p in found):
+        raise InvalidInput(f"{probes}: no response in it has a token; there is nothing to score")
+    dtype = dtype or ("float32" if device == "cpu" else None)
+    job = _Job(sources, found, dtype, device, batch_tokens, parse_bytes(memory))
+    record = Record(
+        name=path.name,
+        probes=_digest(found),
+        tokenizer=tokenizer_digest(tokenizer),
+        tokens=job.tokens,
+        responses=len(found),
+        dtype=dtype or "own",
+        divergence_places=len(job.choose(divergence_places)),
+        versions=_versions(),
+    )
+    with lock_outputs(path):
+        outputs = _open_outputs(path, record, found, tokenizer, force)
+        scored = job.run(OutputsWriter(outputs), progress)
+        outputs = read_outputs(path)
+    seconds = time.perf_counter() - started
+    progress(Finished(f"{scored} checkpoints in {format_seconds(seconds)}"))
+    done = outputs.record
+    return LogprobsResult(
+        name=done.name,
+        path=str(path),
+        steps=done.steps,
+        scored=scored,
+        tokens=done.tokens,
+        responses=done.responses,
+        noise_floor=float((done.noise or {}).get("largest", float("nan"))),
+        mean_kl_to_base=tuple(float(d["to_base"]) for d in done.divergences),
+        divergence_places=done.divergence_places,
+        seconds=seconds,
+    )
+
+
+class _Job:
+    """One call of :func:`logprobs`: the probes in batches, and one model for all weights."""
+
+    def __init__(
+        self,
+        sources: Sequence[Weights],
+        probes: Sequence[Probe],
+        dtype: str | None,
+        device: str,
+        batch_tokens: int,
+        budget: int,
+    ) -> None:
+        self.sources = sources
+        self.probes = probes
+        self.dtype = dtype
+        self.device = device
+        self.batch_tokens = batch_tokens
+        self.budget = budget
+        self.tokens = sum(len(p.response_ids) for p in probes)
+        self.batches: list[Batch] = make_batches(probes, batch_tokens)
+        self.vocabulary = _vocabulary(read_config(sources[0]))
+        self.model: Any = None
+
+    def choose(self, most: int) -> Any:
+        """The places whose distributions are compared."""
+        places = choose_places(self.tokens, self.vocabulary, self.budget, max(most, 1), seed=0)
+        self.watcher = DivergenceWatcher(places)
+        return places
+
+    def run(self, writer: OutputsWriter, progress: Progress) -> int:
+        """Score what is missing, a committed row at a time; how many there were."""
+        record = writer.outputs.record
+        todo = self._todo(record)
+        progress(Started("logprobs", len(todo), "checkpoints"))
+        if todo and record.steps:
+            self._recall(record)
+        for source in todo:
+            scores = self._score(source)
+            divergence = self.watcher.finish()
+            noise = record.noise or asdict(self._measure_noise(source, scores))
+            rows = {
+                "log_p": scores.log_p_N,
+                "entropy": scores.entropy_N,
+                "rank": scores.rank_N,
+                "argmax": scores.argmax_N,
+            }
+            writer.append(
+                source.step,
+                rows,
+                weights=(*record.weights, _weights_digest(source)),
+                divergences=(*record.divergences, asdict(divergence)),
+                noise=noise,
+            )
+            record = writer.outputs.record
+            progress(Advanced(1))
+        return len(todo)
+
+    def _todo(self, record: Record) -> list[Weights]:
+        """The sources that are not scored yet, checked against those that are."""
+        known = dict(zip(record.steps, record.weights, strict=True))
+        todo = []
+        for source in self.sources:
+            if source.step not in known:
+                todo.append(source)
+            elif known[source.step] != _weights_digest(source):
+                raise Mismatch(
+                    f"{source.label}: other weights than those scored before as step {source.step}; "
+                    "choose another --name, or pass --force"
+                )
+        if todo and record.steps and todo[0].step < record.steps[-1]:
+            raise InvalidInput(
+                f"{todo[0].label}: steps are scored in order, and step {record.steps[-1]} is; "
+                "choose another --name, or pass --force"
+            )
+        return todo
+
+    def _recall(self, record: Record) -> None:
+        """Score the base and the last step again: their distributions are not kept."""
+        by_step = {s.step: s for s in self.sources}
+        for step in dict.fromkeys((record.steps[0], record.steps[-1])):
+            if step not in by_step:
+                raise InvalidInput(
+                    f"step {step} was scored before and is not among those asked for now; name it "
+                    "too, so that the next ones can be compared with it"
+                )
+            self._score(by_step[step])
+            self.watcher.finish()
+
+    def _score(self, source: Weights) -> Scores:
+        if self.model is None:
+            self.model = build_model(source, dtype=self.dtype, device=self.device)
+        else:
+            fill_model(self.model, source)
+        return score(self.model, self.batches, self.tokens, watcher=self.watcher)
+
+    def _measure_noise(self, source: Weights, scores: Scores) -> Noise:
+        """Score the model that is loaded once more, in batches half as large."""
+        halves = make_batches(self.probes, max(self.batch_tokens // 2, 1))
+        again = score(self.model, halves, self.tokens)
+        off = np.abs(again.log_p_N.astype(np.float64) - scores.log_p_N)
+        return Noise(
+            step=source.step,
+            largest=float(off.max()),
+            mean=float(off.mean()),
+            p99=float(np.quantile(off, 0.99)),
+        )
+
+
+def _open_outputs(
+    path: Path, record: Record, probes: Sequence[Probe], tokenizer: Any, force: bool
+) -> Outputs:
+    """The outputs to add to: those that are there, if they are of the same probes, or new ones."""
+    if force or not is_outputs(path):
+
+        def decode(token: int) -> str:
+            text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            return text
+
+        return create_outputs(path, record, probes, decode, force)
+    outputs = read_outputs(path)
+    for what in ("probes", "tokenizer", "dtype", "divergence_places"):
+        if getattr(outputs.record, what) != getattr(record, what):
+            raise Mismatch(
+                f"{path}: was scored with another {what.replace('_', ' ')}; choose another --name, "
+                "or pass --force to score anew"
+            )
+    return outputs
+
+
+def _choose_sources(
+    traj: Source | None, steps: Sequence[int] | None, checkpoints: Sequence[str | Path]
+) -> list[Weights]:
+    """The models to score, ascending by step."""
+    if checkpoints:
+        if steps is not None:
+            raise InvalidInput("steps are of the store: give steps or checkpoint folders")
+        series = find_series([Path(p) for p in checkpoints])
+        return [FolderWeights(f.path, f.step) for f in series.found]
+    store = as_store(_need(traj))
+    chosen = store.steps.tolist() if steps is None else sorted(set(steps))
+    if not chosen:
+        raise InvalidInput(f"{store.path}: holds no step yet; run trajkit ingest first")
+    return [StoredWeights(store, step) for step in chosen]
+
+
+def _need(traj: Source | None) -> Source:
+    if traj is None:
+        raise InvalidInput("without a store, give checkpoint folders and a folder to write (out)")
+    return traj
+
+
+def _weights_digest(source: Weights) -> str:
+    found = identify(source)
+    return (
+        found if isinstance(found, str) else hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+    )
+
+
+def _digest(probes: Sequence[Probe]) -> str:
+    content = repr([(p.prompt_ids, p.response_ids) for p in probes])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _vocabulary(config: Any) -> int:
+    return int(config.get_text_config().vocab_size)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "trajkit": trajkit.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+__all__ = ["Divergence", "LogprobsResult", "Noise", "logprobs"]
