@@ -108,7 +108,8 @@ def _distinct_bits(sums: Sums, value_N: Floats) -> Bits:
     """Bit patterns that are equal where values count as equal: -0.0 becomes 0.0."""
     word = sums.bits_last.dtype
     if sums.distinct_in == sums.dtype:
-        return np.where(value_N == 0, word.type(0), sums.bits_last)
+        same: Bits = np.where(value_N == 0, word.type(0), sums.bits_last)
+        return same
     rounded_N = round_to_bfloat16(value_N)
     rounded_N[rounded_N << np.uint16(1) == 0] = 0
     return rounded_N.astype(word)

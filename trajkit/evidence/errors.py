@@ -250,7 +250,7 @@ class Sample:
         fewest = -(-n * n_frames // SAMPLE_VALUES)
         self._every = slice(0, n, max(SAMPLE, fewest))
         self._bits: Array | None = None
-        self._first = np.empty(0)
+        self._first: Array = np.empty(0)
         self._rows: list[Array] = []
         self._off = n_frames > MAX_GRAM
 

@@ -155,7 +155,7 @@ class Outputs:
     def positions(self) -> Array:
         """Each token's place in its response, int64 [N]."""
         starts = np.repeat(self.offsets[:-1], np.diff(self.offsets))
-        return np.arange(self.record.tokens) - starts
+        return np.asarray(np.arange(self.record.tokens) - starts)
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Elements [start, stop) of every row of an array [T, N].
@@ -170,7 +170,7 @@ class Outputs:
     def row(self, name: str, t: int) -> Array:
         """One row of an array, [N]."""
         n = self.record.tokens
-        return self._read(name, (slice(t, t + 1), slice(0, n)), (1, n))[0]
+        return np.asarray(self._read(name, (slice(t, t + 1), slice(0, n)), (1, n))[0])
 
     def fixed(self, name: str) -> Array:
         """An array that does not grow, whole."""

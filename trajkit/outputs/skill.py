@@ -16,7 +16,8 @@ import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.errors import InvalidInput
-from trajkit.fits.estimators import Estimator
+from trajkit.fits.estimators.estimator import Points
+from trajkit.fits.estimators.table import make_estimator
 from trajkit.outputs.kept import Outputs
 from trajkit.outputs.linearity import fit_lines
 
@@ -88,10 +89,10 @@ def forecast(y_TN: Array, steps: tuple[int, ...], target: int) -> dict[str, Arra
     """
     lines = fit_lines(y_TN, steps)
     first, last = y_TN[0], y_TN[-1]
-    x_mean = float(np.mean(steps))
-    found = {}
+    points = Points(steps[0], steps[-1], float(np.mean(steps)))
+    found: dict[str, Array] = {}
     for name in ESTIMATORS:
-        factor = Estimator(name, steps[0], steps[-1], x_mean).coefficient(target)
+        factor = make_estimator(name, {}).coefficient(points, target)
         match name:
             case "two-point":
                 found[name] = first + factor * (last - first)

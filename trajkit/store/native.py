@@ -101,6 +101,7 @@ def prove(functions: Functions) -> tuple[bool, bool, bool]:
 def _typed(function: Any, result: Any, *arguments: Any) -> Any:
     """The C function with its types, whatever ctypes holds of it elsewhere."""
     address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
     return ctypes.CFUNCTYPE(result, *arguments)(address)
 
 
