@@ -20,6 +20,20 @@ from trajkit.units import format_bytes
 if TYPE_CHECKING:
     from trajkit.fits.paper import PaperStats
     from trajkit.fits.plan import FitPlan
+    from trajkit.trajectory import Trajectory
+
+
+def parse_from_step(
+    ctx: click.Context, option: click.Parameter, text: str | None
+) -> int | str | None:
+    """A training step, or ``auto``."""
+    del ctx, option
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a training step nor 'auto'") from None
 
 
 @click.command(
@@ -28,6 +42,7 @@ if TYPE_CHECKING:
     epilog=example(
         "trajkit fit --rsq-threshold 0.7",
         "trajkit fit --from-step 100 --to-step 1000 --name early",
+        "trajkit fit --from-step auto",
         "trajkit fit --paper --sample 0.001",
         "trajkit fit --outputs default",
     ),
@@ -41,7 +56,12 @@ if TYPE_CHECKING:
     metavar="R",
     help="Elements with R² above this count as linear and are extrapolated.",
 )
-@click.option("--from-step", type=int, metavar="A", help="First training step of the window.")
+@click.option(
+    "--from-step",
+    callback=parse_from_step,
+    metavar="A",
+    help="First training step of the window; 'auto': where the longest piece without a turn begins.",
+)
 @click.option("--to-step", type=int, metavar="B", help="Last training step of the window.")
 @device_option("auto")
 @click.option("--name", help="The fit's name in the store (default: default; paper).")
@@ -71,7 +91,7 @@ def fit_command(
     console: Console,
     store: Path,
     rsq_threshold: float,
-    from_step: int | None,
+    from_step: int | str | None,
     to_step: int | None,
     device: str,
     name: str | None,
@@ -91,6 +111,7 @@ def fit_command(
     from trajkit.fits.fit import fit, plan_fit
     from trajkit.fits.paper import PaperStats, fit_sample
     from trajkit.fits.window import choose_window
+    from trajkit.stats.verdict import SAY
     from trajkit.trajectory import Trajectory
     from trajkit.units import parse_bytes
 
@@ -100,6 +121,8 @@ def fit_command(
             raise click.UsageError("--outputs goes with --rsq-threshold and --paper alone")
         _fit_outputs(console, store, outputs, rsq_threshold, paper)
         return
+    if isinstance(from_step, str):
+        from_step = _find_start(console, traj, to_step, memory)
     if sample is not None:
         if not paper:
             raise click.UsageError("--sample goes with --paper")
@@ -142,6 +165,9 @@ def fit_command(
     console.say(
         f"  {above:24}{number('share_above_threshold'):>10}{number('null_above_threshold'):>14}"
     )
+    if numbers["verdict"] is not None:
+        share = "" if numbers["drift_share"] is None else f" ({number('drift_share')} drift)"
+        console.say(f"verdict: {numbers['verdict']}{share}: {SAY[numbers['verdict']]}")
     if result.record.found.paper is not None:
         _say_paper(console, PaperStats(**result.record.found.paper), rsq_threshold)
     if numbers["invalid"]:
@@ -214,6 +240,16 @@ def _fit_outputs(console: Console, store: Path, name: str, threshold: float, pap
         row = [s for s in skills if s.horizon == horizon and s.skill is not None]
         told = ", ".join(f"{s.estimator} {s.skill:.3f}" for s in row)
         console.say(f"  skill {horizon} steps ahead, 1 - SSE/SSE of holding: {told}")
+
+
+def _find_start(console: Console, traj: "Trajectory", to_step: int | None, memory: str) -> int:
+    """Where the longest piece without a turn begins, measured over the whole window."""
+    from trajkit.evidence.movement import evidence
+
+    with console.progress() as progress:
+        found = evidence(traj, to_step=to_step, memory=memory, progress=progress)
+    console.say(f"--from-step auto: the longest piece without a turn begins at {found.linear_from}")
+    return found.linear_from
 
 
 def _say_paper(console: Console, stats: "PaperStats", threshold: float) -> None:

@@ -14,6 +14,7 @@ from trajkit import __version__
 from trajkit.cli.addresses import spare_address_space
 from trajkit.cli.backtest import backtest_command
 from trajkit.cli.drop import drop_command
+from trajkit.cli.evidence import evidence_command
 from trajkit.cli.extrapolate import extrapolate_command
 from trajkit.cli.fit import fit_command
 from trajkit.cli.generate import generate_command
@@ -58,6 +59,7 @@ for _command in (
     ingest_command,
     fit_command,
     backtest_command,
+    evidence_command,
     extrapolate_command,
     probes_command,
     logprobs_command,

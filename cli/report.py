@@ -19,7 +19,10 @@ def parse_formats(ctx: click.Context, option: click.Parameter, text: str | None)
     "report",
     short_help="Write the page about a fit.",
     epilog=example(
-        "trajkit report", "trajkit report -o report/ --force", "trajkit report --format pdf,svg"
+        "trajkit report",
+        "trajkit report --metrics eval.csv",
+        "trajkit report --beside control.zarr -o report/ --force",
+        "trajkit report --format pdf,svg",
     ),
 )
 @click.option(
@@ -45,6 +48,17 @@ def parse_formats(ctx: click.Context, option: click.Parameter, text: str | None)
     metavar="CSV",
     help="Columns step and reward, drawn beside the drift of the outputs.",
 )
+@click.option(
+    "--metrics",
+    type=click.Path(path_type=Path),
+    help="CSV, JSONL or parquet with a column 'step', or TensorBoard events, to draw over movement.",
+)
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path),
+    metavar="OTHER.zarr",
+    help="Another run, ingested and fitted, to set beside this one.",
+)
 @force_option
 @speaking
 def report_command(
@@ -54,6 +68,8 @@ def report_command(
     fit_name: str,
     formats: tuple[str, ...],
     rewards: Path | None,
+    metrics: Path | None,
+    beside: Path | None,
     force: bool,
 ) -> None:
     """Write a self-contained page about a fit: index.html, summary.json and tensors.parquet."""
@@ -67,6 +83,8 @@ def report_command(
             force=force,
             formats=formats,
             rewards=rewards,
+            metrics=metrics,
+            beside=beside,
             progress=progress,
         )
     console.data(result)

@@ -12,8 +12,10 @@ Three stages, all on CPU, in about six minutes on two cores:
 
 writes `adder-grpo/checkpoint-N` (the window to ingest), `adder-grpo-heldout/checkpoint-N` (the
 same run continued, to judge an extrapolation by), `adder-grpo.csv` (step, probability of the right
-answer, mean reward) and `SHA256SUMS`. The defaults are those that made the `data/` of this
-repository. TRL comes with the `examples` extra.
+answer, mean reward) and `SHA256SUMS`. `--reward random` makes the control: the same model, prompts
+and learning rate, and a reward that knows nothing of the answer. `--trainer-state` leaves the
+trainer's own `trainer_state.json` (its reward curve, for one) beside every checkpoint. The defaults
+are those that made the `data/` of this repository. TRL comes with the `examples` extra.
 """
 
 from __future__ import annotations
@@ -175,6 +177,7 @@ def train_grpo(model: Any, tokenizer: Any, out: Path, options: argparse.Namespac
 
     rewards: list[float] = []
     rows: list[Row] = []
+    coin = random.Random(options.seed)
     last_step = max([options.steps, *options.heldout])
 
     def keep_checkpoint(step: int, folder: Path) -> None:
@@ -193,15 +196,26 @@ def train_grpo(model: Any, tokenizer: Any, out: Path, options: argparse.Namespac
         rewards.append(sum(scores) / len(scores))
         return [*scores]
 
+    def random_reward(completions: Sequence[str], **_: Any) -> list[float | None]:
+        """Give 1 or 0 by the toss of a coin, whatever the completion says."""
+        scores = [float(coin.random() < 0.5) for _ in completions]
+        rewards.append(sum(scores) / len(scores))
+        return [*scores]
+
     class KeepCheckpoints(TrainerCallback):
         """Calls `keep_checkpoint` after the steps that are to be kept."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step = state.global_step
             if step <= options.steps and step % options.every == 0:
-                keep_checkpoint(step, out / "adder-grpo" / f"checkpoint-{step}")
+                folder = out / "adder-grpo" / f"checkpoint-{step}"
             elif step in options.heldout:
-                keep_checkpoint(step, out / "adder-grpo-heldout" / f"checkpoint-{step}")
+                folder = out / "adder-grpo-heldout" / f"checkpoint-{step}"
+            else:
+                return
+            keep_checkpoint(step, folder)
+            if options.trainer_state:
+                state.save_to_json(str(folder / "trainer_state.json"))
 
     keep_checkpoint(0, out / "adder-grpo" / "checkpoint-0")
     with tempfile.TemporaryDirectory() as scratch:
@@ -212,12 +226,14 @@ def train_grpo(model: Any, tokenizer: Any, out: Path, options: argparse.Namespac
             num_generations=options.generations,
             max_completion_length=COMPLETION_TOKENS,
             learning_rate=options.learning_rate,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="constant_with_warmup" if options.warmup_steps else "constant",
+            warmup_steps=options.warmup_steps,
             bf16=False,  # float32 master weights; only what is saved is rounded
             use_cpu=True,
             dataloader_pin_memory=False,
             gradient_checkpointing=False,
             save_strategy="no",
+            logging_steps=options.log_every,
             disable_tqdm=True,
             report_to="none",
             seed=options.seed,
@@ -226,7 +242,7 @@ def train_grpo(model: Any, tokenizer: Any, out: Path, options: argparse.Namespac
             model=model,
             args=settings,
             processing_class=tokenizer,
-            reward_funcs=exact_match,
+            reward_funcs=random_reward if options.reward == "random" else exact_match,
             train_dataset=additions(
                 last_step * options.completions // options.generations, options.seed
             ),
@@ -271,6 +287,10 @@ def parse_options() -> argparse.Namespace:
     add("--completions", type=int, default=256, help="completions a step")
     add("--generations", type=int, default=8, help="completions a prompt")
     add("--learning-rate", type=float, default=2e-5, help="of GRPO, constant")
+    add("--warmup-steps", type=int, default=0, help="the learning rate rises for so many steps")
+    add("--reward", choices=["exact", "random"], default="exact", help="what GRPO is told")
+    add("--trainer-state", action="store_true", help="write trainer_state.json too")
+    add("--log-every", type=int, default=10, help="steps between lines of the trainer's log")
     add("--pretrain-steps", type=int, default=3000)
     add("--pretrain-batch", type=int, default=256)
     add("--pretrain-learning-rate", type=float, default=4e-3, help="peak of one cycle")

@@ -36,7 +36,12 @@ OWNERS = {
     "numba": ("kernels/cpu/*.py",),
     "llvmlite": ("kernels/cpu/*.py",),
     "torch": ("kernels/gpu/*.py", "trajkit/outputs/*.py"),
-    "polars": ("trajkit/fits/table.py", "trajkit/evidence/kept.py"),
+    "polars": (
+        "trajkit/fits/table.py",
+        "trajkit/evidence/kept.py",
+        "trajkit/checkpoints/metrics.py",
+    ),
+    "tbparse": ("trajkit/checkpoints/metrics.py",),
     "matplotlib": ("trajkit/reports/figures.py",),
     "transformers": ("trajkit/forecast/loading.py", "trajkit/outputs/*.py"),
     "click": ("cli/*.py",),

@@ -18,13 +18,23 @@ from series_on_disk import TORCH_DTYPES, write_series
 
 import trajkit
 from trajkit.errors import AlreadyExists, InvalidInput, NotFound
-from trajkit.reports.findings import find, judge
+from trajkit.reports.findings import find
 from trajkit.reports.modules import MAX_ROWS, OTHERS, Place, arrange_modules, place_of
 from trajkit.reports.report import ReportResult, report
 from trajkit.reports.tables import fold_table, table_json
 from trajkit.stats.walks import reference_walks
 
-SECTIONS = ("findings", "run", "rsq", "accounting", "modules", "drift", "gallery", "tensors")
+SECTIONS = (
+    "findings",
+    "movement",
+    "rsq",
+    "run",
+    "accounting",
+    "modules",
+    "drift",
+    "gallery",
+    "tensors",
+)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = (
     "</script><script>window.hostile=1</script>",
@@ -140,7 +150,7 @@ def test_page_has_all_sections_and_nothing_from_outside(
     check_page(page, (out / "index.html").read_text())
     assert result.path == str(out / "index.html")
     assert result.finding in page.texts["findings"]
-    assert page.all_text.count("How to read it.") == 5
+    assert page.all_text.count("How to read it.") == 6
     assert result.n_bytes < 2e6
 
 
@@ -258,8 +268,8 @@ def test_random_walks_are_not_called_lines(tmp_path: Path) -> None:
         tmp_path, steps, [{"model.layers.0.mlp.up.weight": row} for row in walk], "float32"
     )
     check_page(page, Path(result.path).read_text())
-    assert result.verdict == "alike"
-    assert "no straighter than chance" in result.finding
+    assert result.verdict == "wandering"
+    assert "no more than a driftless random walk" in result.finding
     assert "no evidence of a drift" in page.texts["findings"]
     assert abs(summary["share_drift_t_above_2"] - summary["walk"]["share_drift_t_above_2"]) < 0.03
     assert summary["median_durbin_watson"] == pytest.approx(summary["walk"]["dw_median"], abs=0.1)
@@ -404,15 +414,18 @@ def test_reference_walks_follow_the_definitions_of_the_kernels(steps: tuple[int,
 def test_verdicts() -> None:
     numbers: dict[str, Any] = {
         "fitted": 10, "elements": 10, "static": 0, "invalid": 0, "kept": 10, "few_distinct": 0,
-        "checkpoints": 20, "rsq_threshold": 0.7, "null_median_rsq": 0.44,
+        "checkpoints": 20, "rsq_threshold": 0.7, "null_median_rsq": 0.44, "verdict": "wandering",
         "null_above_threshold": 0.26, "share_above_threshold": 0.1, "median_rsq": 0.05,
-        "share_drift_t_above_2": 0.02, "median_rsq_kept": 0.05,
+        "share_drift_t_above_2": 0.02, "median_rsq_kept": 0.05, "median_durbin_watson": 2.1,
     }  # fmt: skip
-    assert find(numbers, None).verdict == "below"
-    assert "no line to extend" in find(numbers, None).notes[0]
-    assert judge(numbers | {"median_rsq": 0.6, "share_above_threshold": 0.5}) == "above"
-    assert judge(numbers | {"median_rsq": 0.6, "share_above_threshold": 0.2}) == "alike"
-    assert judge(numbers | {"fitted": 0}) == "nothing"
+    assert find(numbers, None).verdict == "wandering"
+    assert "no line to extend" in find(numbers, None).notes[1]
+    assert "no line to extend" not in " ".join(find(numbers | {"median_rsq": 0.4}, None).notes)
+    for verdict, words in (("straight", "straight lines"), ("drifting", "more than a driftless")):
+        assert words in find(numbers | {"verdict": verdict}, None).sentence
+    assert find(numbers | {"fitted": 0}, None).verdict == "nothing"
+    assert find(numbers | {"checkpoints": 2}, None).verdict == "two"
+    assert "run trajkit fit again" in find(numbers | {"verdict": None}, None).sentence
 
 
 PROBE_BEFORE = """<script>
@@ -509,7 +522,7 @@ def test_page_works_in_a_browser(adder_report: tuple[ReportResult, Path], tmp_pa
     assert len(seen["found"]) == 9
     assert all("norm" in name for name in seen["found"])
     assert (seen["none"], seen["status"]) == (0, "0 (24 in all)")
-    assert len(seen["figures"]) == 5
+    assert len(seen["figures"]) == 6
     assert all(inner > 100 and outer > 800 for inner, outer in seen["figures"])
     assert seen["overflow"] <= 0
 
@@ -527,5 +540,5 @@ def test_hostile_page_in_a_narrow_browser(tmp_path: Path) -> None:
     assert seen["requests"] == []
     assert seen["hostile"] == 0
     assert seen["rows"] == 50, "a page of rows at a time"
-    assert len(seen["figures"]) == 5
+    assert len(seen["figures"]) == 6
     assert seen["overflow"] <= 0

@@ -14,6 +14,8 @@ _HOME = {
     "fit": "trajkit.fits.fit",
     "backtest": "trajkit.evidence.backtest",
     "Backtest": "trajkit.evidence.kept",
+    "evidence": "trajkit.evidence.movement",
+    "Evidence": "trajkit.evidence.movement",
     "extrapolate": "trajkit.forecast.extrapolate",
     "report": "trajkit.reports.report",
     "restore": "trajkit.store.restore",
@@ -30,6 +32,7 @@ _HOME = {
 
 __all__ = [
     "Backtest",
+    "Evidence",
     "Fit",
     "LogitsExtrapolation",
     "Trajectory",
@@ -37,6 +40,7 @@ __all__ = [
     "TrajkitWarning",
     "__version__",
     "backtest",
+    "evidence",
     "extrapolate",
     "fit",
     "ingest",
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
     from trajkit.errors import TrajkitWarning as TrajkitWarning
     from trajkit.evidence.backtest import backtest as backtest
     from trajkit.evidence.kept import Backtest as Backtest
+    from trajkit.evidence.movement import Evidence as Evidence
+    from trajkit.evidence.movement import evidence as evidence
     from trajkit.fits.fit import fit as fit
     from trajkit.fits.kept import Fit as Fit
     from trajkit.forecast.extrapolate import extrapolate as extrapolate

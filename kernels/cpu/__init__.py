@@ -7,6 +7,7 @@ frames       decode and sum, tile by tile
 tile         one tile in scratch memory
 solve        from sums to lines
 stats        statistics of lines
+skill        squared errors of forecasts
 extrapolate  new checkpoints, rounded once
 coding       frame coding
 shuffle      bit planes to codes

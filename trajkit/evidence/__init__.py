@@ -1,5 +1,9 @@
-"""Evidence: how far the lines of a run can be trusted.
+"""Evidence: drift or random walk, when a run turned, how far its lines can be trusted.
 
+movement    verb: how the weights moved between checkpoints, and where they turned; as it is kept
+gram        one streaming pass over the store: inner products of all changes
+beside      whether two runs drift the same way
+metrics     metrics of a run beside its movement: the best step, and what came after it
 backtest    verb: forecasts made at earlier checkpoints, judged on later ones
 origins     where forecasts start, and how far they reach
 errors      one streaming pass over the store: sums of errors

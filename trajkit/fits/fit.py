@@ -31,11 +31,11 @@ from trajkit.fits.sums import KEEP_SUMS_FRAMES, find_prior
 from trajkit.fits.table import make_table, pack_table, tensor_row
 from trajkit.fits.tasks import FitOptions, StageTimings
 from trajkit.fits.vector import VectorFit
+from trajkit.fits.walks import FitWalks
 from trajkit.fits.window import Window, check_unchanged, choose_window, window_digest
 from trajkit.kernels.state import SUMS_VERSION, new_stats
 from trajkit.parallel import Plan
 from trajkit.progress import Finished, Note, Progress, Started, as_subscriber, shows_progress
-from trajkit.stats.nulls import null_above, null_median
 from trajkit.store.lock import StoreLock
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
@@ -118,14 +118,15 @@ def fit(
             what += f" ({frames_read} new)"
         progress(Started(what, raw_bytes))
         with new_arrays(store, name) as folder:
+            walks = FitWalks(window.axis.steps, rsq_threshold)
             digests: dict[str, str] = {}
             sums: dict[str, dict[str, float]] = {}
             for vector in prepared.floats:
                 plan, batch = prepared.plans[vector.dtype.name]
                 source = StoreName.of(store, window, plan)
                 job = VectorFit(source, vector, window, batch, options, prior)
-                for info, stats in job.run(folder, plan.workers, progress):
-                    rows.append(tensor_row(info, stats))
+                for info, stats, moves in job.run(folder, plan.workers, progress):
+                    rows.append(tensor_row(info, stats) | walks.add(info, stats, moves))
                     total = total + stats
                     if is_weight(info.name):
                         weights = weights + stats
@@ -146,10 +147,8 @@ def fit(
                 stats={
                     k: v.tolist() if hasattr(v, "tolist") else v for k, v in asdict(total).items()
                 },
-                null={
-                    "median_rsq": null_median(window.axis.steps),
-                    "above_threshold": null_above(window.axis.steps, rsq_threshold),
-                },
+                null=walks.summary(total),
+                null_rsq=walks.rsq(),
                 versions={"trajkit": trajkit.__version__, "python": platform.python_version()},
                 seconds=time.perf_counter() - started,
                 table_sha256="",

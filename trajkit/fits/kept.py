@@ -37,10 +37,25 @@ from trajkit.fits.arrays import fit_arrays, read_elements
 from trajkit.fits.record import FORMAT, NAME, FitRecord
 from trajkit.kernels.state import Stats
 from trajkit.stats.axis import StepAxis
+from trajkit.stats.verdict import read_verdict
 from trajkit.store.store import Store
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+_NULL_NUMBERS = {
+    "drift_share": "drift_share",
+    "continuous_null_median_rsq": "continuous_median_rsq",
+    "increment_ulps": "increment_ulps",
+    "null_median_durbin_watson": "median_durbin_watson",
+}
+"""what :meth:`Fit.describe` takes from the record's null: name there -> name here"""
+
+
+def _number(value: Any) -> float | None:
+    """A number of a record that may be anybody's, or None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 class Fit:
@@ -135,6 +150,8 @@ class Fit:
             **describe_stats(self.stats),
             "null_median_rsq": record.found.null.get("median_rsq"),
             "null_above_threshold": record.found.null.get("above_threshold"),
+            "verdict": read_verdict(record.found.null.get("verdict")),
+            **{key: _number(record.found.null.get(name)) for key, name in _NULL_NUMBERS.items()},
             "frames_read": record.found.frames_read,
             "paper": record.found.paper,
             "seconds": record.found.seconds,

@@ -66,7 +66,8 @@ class FitFindings:
     stats: Mapping[str, Any]
     """the kernels' :class:`~trajkit.kernels.state.Stats` of all elements, histograms as lists"""
     null: Mapping[str, Any]
-    """what a driftless random walk scores on the same steps"""
+    """what a driftless random walk with the same increments scores, how many elements drift beside
+    it, and the verdict (:class:`trajkit.fits.walks.FitWalks`)"""
     versions: Mapping[str, str]
     seconds: float
     table_sha256: str
@@ -80,6 +81,8 @@ class FitFindings:
     """of each array, by its path in the fit's folder: which files are this fit's"""
     paper: Mapping[str, Any] | None = None
     """the statistics of :class:`trajkit.fits.paper.PaperStats`, where they were asked for"""
+    null_rsq: tuple[float, ...] | None = None
+    """shares of those walks in 1,000 bins of R² on [0, 1]; None: not known, or nothing moved"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +242,7 @@ _CHECKS: dict[str, Check] = {
     "frames_read": _count,
     "digests": mapping(_word, hexadecimal(32), 1000),
     "paper": optional(_scalars),
+    "null_rsq": optional(sequence(number(0, 1), 1000)),
     "arrays": optional(text(ARRAYS_FOLDER, "the name of a folder of arrays")),
 }
 """what each field may be"""

@@ -95,10 +95,16 @@ _SCHEMA: dict[str, Any] = {
         pl.Float64,
     ),
     "hist_rsq": pl.List(pl.Int64),
+    "null_median_rsq": pl.Float64,
+    "null_above_threshold": pl.Float64,
+    "drifting": pl.Int64,
+    "verdict": pl.String,
 }
 
 
-_MAY_BE_EMPTY = ("share_", "mean_", "median_", "rms_", "max_")
+_ADDED = ("null_median_rsq", "null_above_threshold", "drifting", "verdict")
+"""columns that tables of an earlier trajkit have not; they are null there"""
+_MAY_BE_EMPTY = ("share_", "mean_", "median_", "rms_", "max_", *_ADDED)
 """how columns begin that have no value where no element was fitted"""
 MAX_ROWS = 1 << 22
 
@@ -125,11 +131,15 @@ def unpack_table(content: bytes) -> pl.DataFrame:
         rows = pl.scan_parquet(io.BytesIO(content)).select(pl.len()).collect().item()
         if rows > MAX_ROWS:
             raise FormatError(f"the table of tensors has {rows} rows, more than {MAX_ROWS}")
-        table = pl.read_parquet(io.BytesIO(content), columns=list(_SCHEMA))
+        held = pl.read_parquet_schema(io.BytesIO(content))
+        names = [c for c in _SCHEMA if c in held or c not in _ADDED]
+        table = pl.read_parquet(io.BytesIO(content), columns=names)
     except FormatError:
         raise
     except (Exception, pl.exceptions.PanicException) as error:  # it names no errors of its own
         raise FormatError(f"the table of tensors is not readable: {shown(error)}") from error
+    lacking = [pl.lit(None, _SCHEMA[c]).alias(c) for c in _SCHEMA if c not in names]
+    table = table.with_columns(lacking).select(list(_SCHEMA))
     wrong = [c for c, kind in _SCHEMA.items() if table.schema[c] != kind]
     filled = [c for c in _SCHEMA if not c.startswith(_MAY_BE_EMPTY)]
     wrong += [c for c in filled if table[c].null_count()]

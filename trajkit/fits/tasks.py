@@ -17,12 +17,15 @@ from trajkit.arrays import Array
 from trajkit.checkpoints.layout import FlatVector, TensorInfo
 from trajkit.fits.arrays import FIT_CODEC, SUMS, SUMS_CODEC, fit_arrays, sums_arrays
 from trajkit.fits.devices import DeviceWorker, open_worker
+from trajkit.fits.sample import sample_movement
 from trajkit.fits.source import SOURCES, CodeSource, SourceName
 from trajkit.fits.sums import KeptSums
 from trajkit.fits.window import Window
 from trajkit.kernels import api as kernels
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD
 from trajkit.kernels.state import Solution, Stats, Sums
+from trajkit.stats.movement import Movement
+from trajkit.stats.rounding import count_changes
 from trajkit.store.array import ZArray
 from trajkit.store.audit import Audit
 
@@ -96,8 +99,8 @@ class ChunkResult:
     """its part of each of the fit's arrays, as it goes to the disk"""
     scalars: Mapping[str, float]
     """of the sums, where they are kept"""
-    parts: tuple[tuple[TensorInfo, Stats], ...]
-    """the statistics of the parts of tensors that lie in it"""
+    parts: tuple[tuple[TensorInfo, Stats, Movement], ...]
+    """the statistics of the parts of tensors that lie in it, and how often their elements moved"""
     timings: StageTimings
 
 
@@ -111,12 +114,17 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
     with SOURCES.using(task.source) as source:
         vector = source.vectors[task.dtype]
         start, stop = vector.chunk_span(task.k)
-        solution, sums = _solve(task, source, vector, timings)
+        solution, sums, codes = _solve(task, source, vector, timings)
     clock = time.perf_counter()
-    parts = tuple(
-        (span.tensor, _summarise(task, solution, span.at, span.at + span.stop - span.start))
-        for span in vector.spans(start, stop)
-    )
+    parts = []
+    for span in vector.spans(start, stop):
+        where = slice(span.at, span.at + span.stop - span.start)
+        if codes is not None:
+            moves = sample_movement(*codes, where, task.dtype)
+        else:
+            assert sums is not None
+            moves = Movement(count_changes(sums.changes[where], task.window.n_frames))
+        parts.append((span.tensor, _summarise(task, solution, where.start, where.stop), moves))
     middle = time.perf_counter()
     above = solution.rsq > np.float32(task.options.threshold)
     columns = {
@@ -127,18 +135,19 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
         "flags": solution.flags | ~above * np.uint8(FLAG_BELOW_THRESHOLD),
     }
     coded = {n: FIT_CODEC.encode(_padded(c, vector.chunk)) for n, c in columns.items()}
-    if sums is not None:
-        kept = {name: _column(sums, name) for name in SUMS}
-        coded |= {n: SUMS_CODEC.encode(_padded(c, vector.chunk)) for n, c in kept.items()}
+    kept = sums if task.options.keep_sums else None
+    if kept is not None:
+        columns = {name: _column(kept, name) for name in SUMS}
+        coded |= {n: SUMS_CODEC.encode(_padded(c, vector.chunk)) for n, c in columns.items()}
     timings.add("fit", middle - clock)
     timings.add("compress", time.perf_counter() - middle)
-    return ChunkResult(coded, {} if sums is None else sums.scalars, parts, timings)
+    return ChunkResult(coded, {} if kept is None else kept.scalars, tuple(parts), timings)
 
 
 def _solve(
     task: ChunkTask, source: CodeSource, vector: FlatVector, timings: StageTimings
-) -> tuple[Solution, Sums | None]:
-    """The line of every element of the chunk, and the sums where they are to be kept."""
+) -> tuple[Solution, Sums | None, tuple[Array, Array] | None]:
+    """The line of every element of the chunk; its sums, or all its codes and which are keys."""
     window, options = task.window, task.options
     start, stop = vector.chunk_span(task.k)
     n = stop - start
@@ -169,7 +178,9 @@ def _solve(
         solution = worker.solve(**filters)
         timings.add("fit", time.perf_counter() - clock)
     source.check_bits(task.dtype, window.stop - 1, task.k, np.asarray(solution.bits_last))
-    return solution, worker.sums() if options.keep_sums else None
+    if in_one_go:
+        return solution, None, (worker.codes_TN[: window.n_frames], is_key_T)
+    return solution, worker.sums(), None
 
 
 def _read_batch(

@@ -15,6 +15,7 @@ from trajkit.fits.window import Window
 from trajkit.kernels.state import Stats, new_stats
 from trajkit.parallel import map_in_order
 from trajkit.progress import Advanced, Progress
+from trajkit.stats.movement import Movement, no_movement
 from trajkit.store.rows import RowWriter
 
 
@@ -52,12 +53,12 @@ class VectorFit:
 
     def run(
         self, folder: Path, workers: int, progress: Progress
-    ) -> Iterator[tuple[TensorInfo, Stats]]:
+    ) -> Iterator[tuple[TensorInfo, Stats, Movement]]:
         """Fit all chunks and write the arrays; yields every tensor's statistics once complete."""
         arrays = fit_arrays(folder, self.vector)
         if self.options.keep_sums:
             arrays |= sums_arrays(folder, self.vector)
-        unfinished: dict[str, Stats] = {}
+        unfinished: dict[str, tuple[Stats, Movement]] = {}
         with ExitStack() as stack:
             stack.callback(SOURCES.close)
             writers = {n: stack.enter_context(RowWriter(a)) for n, a in arrays.items()}
@@ -69,14 +70,15 @@ class VectorFit:
                 self.timings.add("write", time.perf_counter() - clock)
                 self.timings.merge(done.timings)
                 self.scalars = dict(done.scalars)
-                for info, part_stats in done.parts:
-                    stats = part_stats
+                for info, part_stats, part_moves in done.parts:
+                    stats, moves = part_stats, part_moves
                     if info.name in unfinished:
-                        stats = unfinished.pop(info.name) + stats
+                        stats_before, moves_before = unfinished.pop(info.name)
+                        stats, moves = stats_before + stats, moves_before + moves
                     if stats.elements == info.size:
-                        yield info, stats
+                        yield info, stats, moves
                     else:
-                        unfinished[info.name] = stats
+                        unfinished[info.name] = stats, moves
                 start, stop = self.vector.chunk_span(task.k)
                 n_frames = self.window.stop - task.first
                 progress(Advanced((stop - start) * n_frames * self.vector.dtype.itemsize))
@@ -85,4 +87,5 @@ class VectorFit:
             self.digests[array.path.relative_to(folder).as_posix()] = writers[name].digest
         for info in self.vector.tensors:
             if not info.size:
-                yield info, new_stats(self.options.threshold, self.window.axis.span)
+                stats = new_stats(self.options.threshold, self.window.axis.span)
+                yield info, stats, no_movement(self.window.n_frames)

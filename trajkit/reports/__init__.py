@@ -4,12 +4,15 @@ report        verb: the page about a fit
 verify        verb: every byte, and checkpoints on disk
 info          what a store holds
 page, tables  facts and figures put into HTML
+evidence      how a run moved, its turns and metrics, in words
+beside        another run set beside it
 findings      its numbers in plain words
 figures       matplotlib, and nobody else
 plots         pictures of the run and its elements
 module_plots  pictures of its modules
 outputs_section  what it says of outputs, where some were scored
 outputs_plots    pictures of those
+movement_plots  metrics over speed and direction
 gallery       elements worth looking at
 modules       layer and module from a tensor's name
 palette       the colours

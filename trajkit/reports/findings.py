@@ -6,8 +6,8 @@ from typing import Any
 
 from trajkit.stats.walks import WalkReference
 
-MARGIN = 0.1
-"""R² within this of the random walk's is called no better than chance"""
+NOISE_RSQ, NOISE_DW = 0.15, 1.5
+"""below this R² and above this Durbin-Watson a run that does not drift is noise about a value"""
 FEW_CHECKPOINTS = 8
 """below this the walk's own R² is high, and the page says so"""
 
@@ -17,7 +17,8 @@ class Finding:
     """What the report says first."""
 
     verdict: str
-    """``above`` the random walk, ``alike``, ``below``, ``two`` checkpoints only, or ``nothing``"""
+    """``straight``, ``drifting`` or ``wandering`` (:mod:`trajkit.stats.verdict`), ``static``,
+    ``two`` checkpoints only, ``nothing`` to fit, or ``unjudged``: a fit from before verdicts"""
     sentence: str
     notes: tuple[str, ...]
     """what it means, a sentence or two each"""
@@ -46,29 +47,12 @@ def percent(part: float | None, digits: int = 0) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A number with so many decimals, or "none".
 
-    >>> number(0.8614), number(None)
-    ('0.86', 'none')
+    >>> number(0.8614), number(-0.001), number(None)
+    ('0.86', '0.00', 'none')
     """
-    return "none" if value is None else f"{value:.{digits}f}"
-
-
-def judge(numbers: Mapping[str, Any]) -> str:
-    """The verdict on a fit's :meth:`~trajkit.fits.Fit.describe` numbers.
-
-    >>> judge({"fitted": 9, "checkpoints": 9, "median_rsq": 0.5, "null_median_rsq": 0.45,
-    ...        "share_above_threshold": 0.3, "null_above_threshold": 0.28})
-    'alike'
-    """
-    if not numbers["fitted"]:
-        return "nothing"
-    if numbers["checkpoints"] < 3:
-        return "two"
-    lead = numbers["median_rsq"] - numbers["null_median_rsq"]
-    if lead < -MARGIN:
-        return "below"
-    if lead > MARGIN and numbers["share_above_threshold"] >= numbers["null_above_threshold"]:
-        return "above"
-    return "alike"
+    if value is None:
+        return "none"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no minus before zero
 
 
 def find(numbers: Mapping[str, Any], walk: WalkReference | None) -> Finding:
@@ -79,7 +63,11 @@ def find(numbers: Mapping[str, Any], walk: WalkReference | None) -> Finding:
         walk: Durbin-Watson and drift of driftless walks on the same steps.
 
     """
-    verdict = judge(numbers)
+    verdict = numbers.get("verdict") or "unjudged"
+    if not numbers["fitted"]:
+        verdict = "nothing"
+    elif numbers["checkpoints"] < 3:
+        verdict = "two"
     return Finding(verdict, _sentence(verdict, numbers), tuple(_notes(verdict, numbers, walk)))
 
 
@@ -94,15 +82,22 @@ def _sentence(verdict: str, n: Mapping[str, Any]) -> str:
         )
     scores = (
         f"over {checkpoints} checkpoints their median R² is {number(n['median_rsq'])} where a "
-        f"driftless random walk scores {number(n['null_median_rsq'])}, and "
-        f"{percent(n['share_above_threshold'])} of them lie above {threshold} where "
-        f"{percent(n['null_above_threshold'])} of walks would"
+        f"driftless random walk with increments of their size scores "
+        f"{number(n['null_median_rsq'])}, and {percent(n['share_above_threshold'])} of them lie "
+        f"above {threshold} where {percent(n['null_above_threshold'])} of walks would"
     )
     lead = {
-        "above": "The weights that changed moved along straighter lines than chance explains",
-        "alike": "The weights that changed moved along lines no straighter than chance would draw",
-        "below": "The weights that changed moved less along lines than even a random walk would",
+        "straight": "The weights that changed moved along straight lines",
+        "drifting": "The weights that changed drift, more than a driftless random walk would",
+        "wandering": "The weights that changed wander: they drift no more than a driftless random "
+        "walk would seem to",
+        "static": "Hardly any weight moved",
+        "unjudged": "This fit was made before drift was told from diffusion (run trajkit fit again)",
     }[verdict]
+    if verdict in ("straight", "drifting", "wandering") and n.get("drift_share") is not None:
+        lead += (
+            f" ({percent(n['drift_share'])} drift significantly, at a false discovery rate of 5 %)"
+        )
     return f"{lead}: {scores}."
 
 
@@ -121,39 +116,53 @@ def _nothing(n: Mapping[str, Any]) -> str:
 
 def _notes(verdict: str, n: Mapping[str, Any], walk: WalkReference | None) -> list[str]:
     notes = []
-    if verdict == "above":
+    if verdict == "straight":
         notes.append(
-            "A line is then a fair summary of where these weights went. It does not follow that "
-            "they will go on: only later checkpoints, held out of the fit, can show that."
+            "A line is then a fair summary of where these weights went, and what is left about it is "
+            "noise. It does not follow that they will go on: only later checkpoints, held out of the "
+            "fit, can show that."
         )
-    elif verdict == "alike":
+    elif verdict == "drifting":
+        notes.append(
+            "Part of the movement goes one way, part of it wanders or bends, and errors of a line "
+            "grow with its length. How far it can be extended only later checkpoints, held out of "
+            "the fit, can show."
+        )
+    elif verdict == "wandering":
         notes.append(
             "A walk that goes nowhere in particular also looks straight in hindsight. An R² like "
             "this is no evidence of a drift, and extrapolating it is a guess."
         )
-    elif verdict == "below":
-        notes.append(
-            "This is what noise about a fixed value, or a path that turns back, looks like. There "
-            "is no line to extend."
-        )
+        if n["median_rsq"] < NOISE_RSQ and (n["median_durbin_watson"] or 0.0) > NOISE_DW:
+            notes.append(
+                "It moves less along lines than a walk: this is what noise about a fixed value, or a "
+                "path that turns back, looks like. There is no line to extend."
+            )
     elif verdict == "two":
         notes.append("Ingest more checkpoints and fit again; from about eight on R² can tell.")
     elif n["elements"] and not n["invalid"]:
         notes.append(
             "Either nothing was trained, or every update was smaller than the format's spacing."
         )
-    if verdict in ("above", "alike", "below"):
+    if verdict in ("straight", "drifting", "wandering", "unjudged"):
         if n["checkpoints"] < FEW_CHECKPOINTS:
             notes.append(
                 f"With {n['checkpoints']} checkpoints nearly any path looks straight; more of them "
                 "would separate a drift from a walk better."
+            )
+        ulps, continuous = n.get("increment_ulps"), n.get("continuous_null_median_rsq")
+        if ulps is not None and continuous is not None and ulps < 2:
+            notes.append(
+                f"From checkpoint to checkpoint the weights moved about {ulps:.2g} of the spacing of "
+                "their number format. Rounding to it adds noise to any path; without it a walk "
+                f"would score {number(continuous)}."
             )
         if walk is not None and n["share_drift_t_above_2"] is not None:
             notes.append(
                 "A test that does not look at R²: the mean change from checkpoint to checkpoint is "
                 f"at least two standard errors from zero for "
                 f"{percent(n['share_drift_t_above_2'])} of the elements, and for "
-                f"{percent(walk.share_drift_t_above_2)} of walks."
+                f"{percent(walk.share_drift_t_above_2)} of walks without rounding."
             )
         few = n["few_distinct"] / n["fitted"]
         if few > 0.1 and n["kept"]:

@@ -52,6 +52,10 @@ class PageData:
     min_distinct: int
     min_range: float
     footer: str
+    movement: tuple[str, str] = ("", "")
+    """lead and content, HTML, of the section on movement"""
+    beside: tuple[str, str] | None = None
+    """lead and content, HTML, of the comparison with another run"""
 
 
 def build_page(data: PageData) -> str:
@@ -61,8 +65,15 @@ def build_page(data: PageData) -> str:
     rows = data.table if len(data.table) <= FOLD_ABOVE else fold_table(data.table)
     accounts = build_accounts(n, data.min_distinct, data.min_range)
     sections = [
-        _section("run", "The run at a glance", "", _facts(data.run), data.figures.get("timeline")),
+        _section(
+            "movement",
+            "How it moved, and when it turned",
+            *data.movement,
+            data.figures.get("movement"),
+        ),
+        *([_section("beside", "Beside another run", *data.beside)] if data.beside else []),
         _section("rsq", "How straight: R² of every element", "", "", data.figures.get("rsq")),
+        _section("run", "The run at a glance", "", _facts(data.run), data.figures.get("timeline")),
         _section("accounting", "What these numbers leave out", ACCOUNTING, accounts),
         _section("modules", "Where in the model", "", "", data.figures.get("modules")),
         _section("drift", "Drift against noise", "", "", data.figures.get("drift")),
@@ -156,16 +167,16 @@ def _tiles(n: Mapping[str, Any]) -> str:
             f"random walk {percent(n['null_above_threshold'])}",
         ),
         (
-            "",
-            "elements fitted",
-            percent(share(n["fitted"], n["elements"])),
-            f"{n['fitted']:,} of {n['elements']:,}",
+            "run",
+            "elements that drift",
+            percent(n.get("drift_share"), 1),
+            "false discovery rate 5 %; a walk: none",
         ),
         (
             "",
-            "checkpoints",
-            f"{n['checkpoints']:,}",
-            f"steps {n['from_step']:,} to {n['to_step']:,}",
+            "elements fitted",
+            percent(share(n["fitted"], n["elements"])),
+            f"{n['fitted']:,} of {n['elements']:,}; {n['checkpoints']:,} checkpoints",
         ),
     )
     return "".join(

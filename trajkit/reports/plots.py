@@ -68,8 +68,8 @@ class RsqData:
     hist: Array
     """counts of fitted elements on [0, 1]"""
     hist_kept: Array
-    null: Array
-    """R² of driftless walks, ascending"""
+    null: Sequence[float] | None
+    """of driftless walks, shares in equal bins on [0, 1]; None where none is known"""
     threshold: float
     share: float | None
     null_share: float | None
@@ -85,7 +85,7 @@ def draw_histogram(
     bins = 25 if drawing.narrow else 50
     edges = np.linspace(0, 1, bins + 1)
     observed = _rebin(data.hist, bins)
-    null = np.histogram(data.null, edges)[0] / max(len(data.null), 1)
+    null = np.zeros(bins) if data.null is None else np.reshape(data.null, (bins, -1)).sum(axis=1)
     ax = drawing.axes(46, 62, width - 66, height - 106)
     ax.stairs(observed, edges, fill=True, color=palette.accent, alpha=0.28, lw=0)
     if 0 < data.hist_kept.sum() < data.hist.sum():

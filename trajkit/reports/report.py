@@ -12,23 +12,28 @@ import numpy as np
 import trajkit
 from trajkit.arrays import Array
 from trajkit.checkpoints.folder import FolderWriter
+from trajkit.checkpoints.metrics import Metrics, read_metrics
 from trajkit.defaults import DEFAULT_FIT, DEFAULT_OUT
+from trajkit.evidence.movement import find_evidence
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.fits.table import pack_table
 from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
+from trajkit.reports.beside import describe_beside, read_other_run
+from trajkit.reports.evidence import MovementPage, describe_movement
 from trajkit.reports.figures import NARROW, WIDE, Drawing, check_formats, drawing_style
 from trajkit.reports.findings import Finding, find, number, percent
 from trajkit.reports.gallery import Gallery, choose_elements
 from trajkit.reports.markup import escape, inline_svg
 from trajkit.reports.module_plots import draw_drift, draw_modules
 from trajkit.reports.modules import ModuleGrid, arrange_modules
+from trajkit.reports.movement_plots import draw_movement
 from trajkit.reports.outputs_plots import draw_drift_curves, draw_tokens, drift_curves
 from trajkit.reports.outputs_section import OutputsSection, read_section
 from trajkit.reports.page import FigureBlock, PageData, build_page, run_facts
 from trajkit.reports.palette import LIGHT, PAGE, Palette, css_colours
 from trajkit.reports.plots import RsqData, draw_gallery, draw_histogram, draw_timeline
-from trajkit.stats.nulls import null_rsq
 from trajkit.stats.walks import WalkReference, reference_walks
+from trajkit.store.metrics import read_kept_metrics
 from trajkit.store.output import check_output
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
@@ -75,6 +80,8 @@ def report(
     force: bool = False,
     formats: Sequence[str] = (),
     rewards: str | Path | None = None,
+    metrics: str | Path | None = None,
+    beside: Source | None = None,
     progress: Progress | bool = False,
 ) -> ReportResult:
     """Write a page about a fit: ``index.html``, ``summary.json`` and ``tensors.parquet``.
@@ -90,6 +97,9 @@ def report(
         formats: of ``png``, ``pdf``, ``svg``: write the figures alone too, into ``out/figures``.
         rewards: a CSV file with the columns ``step`` and ``reward``, drawn beside the drift of the
             outputs, where there are some.
+        metrics: a file of metrics to show in place of those that ingest found
+            (:func:`trajkit.checkpoints.metrics.read_metrics`).
+        beside: another run, with a fit of the same name, to be set beside this one.
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
@@ -97,16 +107,20 @@ def report(
         InvalidInput: an unknown format. FormatError: the store or the fit is damaged.
 
     Notes:
-        Memory: a few chunks of the fit's arrays and the table of tensors.
+        Memory: a few chunks of the fit's arrays and the table of tensors. Where the store does not
+        hold the evidence on the fit's window yet, it is measured, in one pass over the store
+        (:func:`trajkit.evidence.movement.evidence`).
 
     """
     started, progress = time.perf_counter(), as_subscriber(progress)
     formats = check_formats(formats)
     store = as_store(traj)
     source = read_fit(store, fit) if isinstance(fit, str) else fit
+    given = read_metrics(Path(metrics)) if metrics is not None else None
+    other = None if beside is None else read_other_run(beside, source.record.name)
     place = check_output(store, Path(out), force, over="report")
     with FolderWriter(place, store.vectors) as folder:
-        job = _Job(store, source, rewards, progress)
+        job = _Job(store, source, rewards, progress, given, other)
         page = build_page(job.page()).encode()
         folder.write_side_file("index.html", page)
         summary = json.dumps(job.summary(), indent=2, allow_nan=False) + "\n"
@@ -133,7 +147,13 @@ class _Job:
     """One call of :func:`report`: what is read once, and what is made of it."""
 
     def __init__(
-        self, store: Store, fit: Fit, rewards: str | Path | None, progress: Progress
+        self,
+        store: Store,
+        fit: Fit,
+        rewards: str | Path | None,
+        progress: Progress,
+        metrics: Metrics | None = None,
+        other: Fit | None = None,
     ) -> None:
         self.store = store
         self.fit = fit
@@ -145,7 +165,14 @@ class _Job:
         self.finding: Finding = find(self.numbers, self.walk)
         self.grid: ModuleGrid = arrange_modules(self.rows)
         self.outputs: OutputsSection | None = read_section(store, rewards)
-        progress(Started("report", 7, "figures"))
+        self.movement: MovementPage | None = None
+        evidence = None
+        if len(fit.record.steps) > 2 and fit.record.asked.dtypes:
+            evidence = find_evidence(store, fit.record.steps, progress=progress)
+            metrics = metrics or read_kept_metrics(store)
+            self.movement = describe_movement(evidence, metrics)
+        self.beside = None if other is None else describe_beside(fit, evidence, other, progress)
+        progress(Started("report", 8, "figures"))
         pool = "median_rsq_kept" if fit.stats.kept else "median_rsq"
         self.gallery: Gallery = choose_elements(store, fit, self.numbers[pool])
         progress(Advanced(1))
@@ -172,6 +199,8 @@ class _Job:
             response="" if self.outputs is None else self.outputs.coloured_response(),
             min_distinct=record.asked.min_distinct,
             min_range=record.asked.min_range,
+            movement=self._movement_words(),
+            beside=None if self.beside is None else self.beside.html,
             footer=(
                 f"Made by trajkit {trajkit.__version__} from a fit made by {versions}. Frames "
                 f"{record.frames_digest}. The numbers are in summary.json, the table in "
@@ -193,6 +222,8 @@ class _Job:
             "stored_bytes": store.stored_bytes,
             "frames_digest": self.fit.record.frames_digest,
             "walk": None if self.walk is None else asdict(self.walk),
+            "movement": None if self.movement is None else self.movement.summary,
+            "beside": None if self.beside is None else self.beside.summary,
             "modules": [_module_summary(row) for row in self.grid.all_rows],
             "outputs": None if self.outputs is None else self.outputs.numbers,
             "gallery": [
@@ -230,6 +261,8 @@ class _Job:
 
     def _figures(self) -> list[_Figure]:
         figures = [self._timeline(), self._rsq()]
+        if self.movement is not None:
+            figures.insert(0, self._movement(self.movement))
         if self.grid.all_rows:
             figures.append(self._modules())
         if self.fit.stats.fitted:
@@ -239,6 +272,29 @@ class _Job:
         if self.outputs is not None:
             figures += _output_figures(self.outputs)
         return figures
+
+    def _movement_words(self) -> tuple[str, str]:
+        if self.movement is None:
+            return "", "<p>Movement takes three checkpoints.</p>"
+        words = "".join(f"<p>{escape(s)}</p>" for s in self.movement.sentences)
+        return "", words + self.movement.table
+
+    def _movement(self, page: MovementPage) -> _Figure:
+        metrics = (
+            "The thin grey line is what was logged, the blue one its running mean, the dot its "
+        )
+        metrics += "best. " if page.data.metrics else ""
+        return _Figure(
+            "movement",
+            lambda palette, width: draw_movement(page.data, palette, width),
+            f"<b>How to read it.</b> {metrics if page.data.metrics else ''}<b>Speed</b> is the length "
+            "of the change from checkpoint to checkpoint, over the training steps between. "
+            "<b>Direction</b> is its cosine with the sum of all other changes: 0 (dashed) for a "
+            "driftless walk, higher the more they pull together. Dotted lines mark turns; a dashed "
+            "one across all panels the checkpoint after which a metric fell.",
+            "Speed, direction and share of elements changed over the training steps"
+            + "".join(f"; {f.name}, best at step {f.best_step}" for f, _ in page.data.metrics),
+        )
 
     def _timeline(self) -> _Figure:
         store = self.store
@@ -261,7 +317,7 @@ class _Job:
         data = RsqData(
             stats.hist_rsq,
             stats.hist_rsq_kept,
-            null_rsq(self.fit.record.steps),
+            self.fit.record.found.null_rsq,
             self.fit.rsq_threshold,
             n["share_above_threshold"],
             n["null_above_threshold"],
@@ -275,8 +331,9 @@ class _Job:
             "fitted elements in each bin of R². The darker part are the "
             f"{n['kept']:,} kept ones, of {escape(self.fit.record.asked.min_distinct)} or more "
             "distinct values. "
-            "The dashed line is what driftless random walks score on the same training steps; only "
-            "what rises above it speaks for a drift. Triangles mark the medians, the dotted line "
+            "The dashed line is what driftless random walks with increments of the same size score on "
+            "the same training steps, seen through the number format; only what rises above it speaks "
+            "for a drift. Triangles mark the medians, the dotted line "
             "the threshold.",
             f"Histogram of R²: this run has median {number(n['median_rsq'])} and "
             f"{percent(n['share_above_threshold'])} above {n['rsq_threshold']:g}; a random walk "

@@ -20,6 +20,7 @@ ingest      verb: append what a trainer wrote
 output      where a verb may write a folder
 restore     verb: write a checkpoint back
 audit       frames checked while a fit passes over them
+metrics     a run's own metrics, kept beside its checkpoints
 check       every byte against its checksum
 compare     checkpoints on disk against the store
 """

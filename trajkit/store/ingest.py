@@ -25,6 +25,7 @@ from trajkit.progress import (
 )
 from trajkit.store.account import IngestPlan, IngestResult
 from trajkit.store.codecs import codec_by_name
+from trajkit.store.metrics import keep_metrics
 from trajkit.store.place import check_place
 from trajkit.store.rewritten import Rewritten, keep_before
 from trajkit.store.store import Store
@@ -95,7 +96,9 @@ def ingest(
         if watch:
             job.watch(path_list, base_path, poll_seconds)
         else:
-            job.run(job.look(path_list, base_path))
+            found = job.look(path_list, base_path)
+            job.run(found)
+            job.keep_metrics(found)
     except KeyboardInterrupt:
         if not watch:
             raise
@@ -185,7 +188,10 @@ class _Job:
                 later = self.later(found)
                 before, stamps = stamps, {f.path: _stamp(f.path) for f in later}
                 at_rest = [before.get(f.path) == stamps[f.path] for f in later] + [False]
-                self.run(found, later[: at_rest.index(False)], patient=True)
+                ready = later[: at_rest.index(False)]
+                self.run(found, ready, patient=True)
+                if ready:
+                    self.keep_metrics(ready)
             except (HalfWritten, Locked, NotFound) as error:
                 self.note(f"waiting: {error}")
             time.sleep(poll_seconds)
@@ -319,6 +325,12 @@ class _Job:
                 f"{format_rate(n_bytes, spent)}; pace set by: {self.bottleneck()}"
             )
         )
+
+    def keep_metrics(self, found: Sequence[Found]) -> None:
+        """Keep what the trainer logged beside these checkpoints."""
+        store = self.committed()
+        if store is not None:
+            keep_metrics(store, [f.path for f in found], self.progress)
 
     def _append_all(
         self, writer: StoreWriter, pending: Sequence[Found], found: Sequence[Found]

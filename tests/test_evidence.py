@@ -1,0 +1,252 @@
+"""Evidence from files: the streamed Gram matrix against numpy, metrics, the record, the commands."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from series_on_disk import rounded, write_values
+
+import trajkit
+from trajkit.checkpoints.metrics import Metrics, read_metrics, read_trainer_state
+from trajkit.cli.main import cli
+from trajkit.errors import FormatError, InvalidInput, NotFound, Unsupported
+from trajkit.evidence.beside import compare_drifts
+from trajkit.evidence.gram import choose_frames
+from trajkit.evidence.metrics import judge_metric, judge_metrics
+from trajkit.evidence.movement import evidence, find_evidence, read_evidence
+from trajkit.fits.window import choose_window
+from trajkit.reports.report import report
+from trajkit.stats.gram import describe_gram
+from trajkit.store.metrics import read_kept_metrics
+from trajkit.store.store import Store
+
+
+def store_of(tmp_path: Path, steps: list[int], values_TN: np.ndarray, dtype: str = "float32"):
+    path = tmp_path / "trajkit.zarr"
+    trajkit.ingest(write_values(tmp_path / "ckpts", steps, values_TN, dtype), path, keyframes=5)
+    return Store.open(path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("from_step", [None, 20])  # 20: a window that begins with a delta
+def test_streamed_figures_are_those_of_numpy(
+    tmp_path: Path, dtype: str, from_step: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    steps = [0, 10, 20, 30, 50, 90, 100, 110, 120, 130, 140, 160]
+    values = 1 + np.cumsum(rng.normal(0, 0.02, (12, 40_000)) + 0.01, axis=0)
+    store = store_of(tmp_path, steps, values, dtype)
+    found = evidence(store, from_step=from_step)
+    inside = [i for i, s in enumerate(steps) if s >= (from_step or 0)]
+    d_KN = np.diff(rounded(values[inside], dtype), axis=0)
+    dx_K = np.diff(np.array(steps)[inside]).astype(float)
+    expected = describe_gram(d_KN @ d_KN.T, dx_K)
+    for name in ("net_over_path", "growth", "drift_part", "first_component", "successive_cosine"):
+        assert found.overall[name] == pytest.approx(getattr(expected, name), abs=1e-5), name
+    np.testing.assert_allclose(found.overall["speed"], expected.speed, rtol=1e-5)
+    np.testing.assert_allclose(found.overall["changed"], (d_KN != 0).mean(axis=1))
+    assert found.overall["elements"] == 40_000
+    assert list(found.modules) == ["w"]
+
+
+def test_elements_that_are_not_finite_do_not_move(tmp_path: Path) -> None:
+    values = np.outer(np.arange(6.0), np.ones(30))
+    values[3, :10] = np.nan
+    values[2, 10:12] = np.inf
+    found = evidence(store_of(tmp_path, list(range(6)), values))
+    assert found.overall["growth"] == pytest.approx(2)
+    assert found.overall["speed"] == pytest.approx([np.sqrt(18)] * 5)
+
+
+def test_many_checkpoints_are_looked_at_through_some(tmp_path: Path) -> None:
+    values = np.outer(np.arange(150.0), np.ones(4))
+    store = store_of(tmp_path, list(range(150)), values)
+    frames = choose_frames(choose_window(store, None, None))
+    assert (len(frames), frames[0], frames[-1]) == (65, 0, 149)
+    found = evidence(store)
+    assert len(found.steps) == 65
+    assert found.overall["net_over_path"] == pytest.approx(1)
+    assert found.overall["speed"] == pytest.approx([2.0] * 64)
+
+
+def test_a_turn_in_a_store_is_found_and_auto_begins_there(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    one, two = rng.normal(size=(2, 3000)) * 0.01
+    d_KN = np.repeat([one, two], [8, 22], axis=0) + 0.005 * rng.normal(size=(30, 3000))
+    values = 1 + np.concatenate([np.zeros((1, 3000)), np.cumsum(d_KN, axis=0)])
+    steps = list(range(0, 310, 10))
+    store = store_of(tmp_path, steps, values, "bfloat16")
+    found = evidence(store)
+    (only,) = found.overall["breaks"]
+    assert abs(only["step"] - 80) <= 10  # within one checkpoint
+    assert found.linear_from == only["step"]
+    done = CliRunner().invoke(
+        cli, ["fit", "--store", str(store.path), "--from-step", "auto", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["from_step"] == only["step"]
+
+
+def test_the_record_is_kept_checked_and_measured_again(tmp_path: Path) -> None:
+    values = np.random.default_rng(2).normal(size=(5, 20))
+    store = store_of(tmp_path, [0, 1, 2, 3, 4], values)
+    with pytest.raises(NotFound, match="trajkit evidence"):
+        read_evidence(store)
+    found = evidence(store)
+    path = store.path / "evidence" / "zarr.json"
+    assert json.loads(json.dumps(read_evidence(store).document())) == json.loads(path.read_bytes())
+    before = path.stat().st_mtime_ns
+    assert find_evidence(store, (0, 1, 2, 3, 4)).frames_digest == found.frames_digest
+    assert path.stat().st_mtime_ns == before
+    assert find_evidence(store, (1, 2, 3)).steps == (1, 2, 3)
+    path.write_bytes(path.read_bytes().replace(b'"growth"', b'"grouth"'))
+    with pytest.raises(FormatError, match="trajkit evidence again"):
+        read_evidence(store)
+    assert trajkit.verify(store.path).ok
+    with pytest.raises(InvalidInput, match="3 checkpoints"):
+        evidence(store, to_step=1)
+
+
+def test_drifts_of_two_runs_are_compared(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    way = rng.normal(size=500)
+    t = np.arange(4.0)[:, None]
+    a = store_of(tmp_path / "a", [0, 1, 2, 3], t * way)
+    b = store_of(tmp_path / "b", [0, 5, 6, 9], -2 * t * way)
+    c = store_of(tmp_path / "c", [0, 1, 2, 3], t * rng.normal(size=500))
+    assert compare_drifts(a, (0, 3), b, (0, 9)).overall == pytest.approx(-1)
+    found = compare_drifts(a, (0, 3), c, (0, 3))
+    assert abs(found.overall or 1.0) < 0.2
+    assert found.modules.keys() == {"w"}
+
+
+# Metrics.
+
+
+def test_trainers_state_is_kept_at_ingest(tmp_path: Path) -> None:
+    values = np.random.default_rng(4).normal(size=(3, 8))
+    ckpts = write_values(tmp_path / "ckpts", [10, 20, 30], values, "float32")
+    history = [{"step": s, "reward": s / 10, "epoch": 0.1, "name": "x"} for s in (10, 20)]
+    folders = sorted(p for p in Path(ckpts).iterdir())
+    (folders[1] / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    (folders[2] / "trainer_state.json").write_text("[")
+    said = []
+    trajkit.ingest(ckpts, tmp_path / "s.zarr", progress=said.append)
+    kept = read_kept_metrics(Store.open(tmp_path / "s.zarr"))
+    assert kept == Metrics({"reward": ((10, 1.0), (20, 2.0))})
+    assert any("no metrics taken" in str(event) for event in said)
+    history.append({"step": 30, "reward": 9.0})
+    (folders[2] / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    trajkit.ingest(ckpts, tmp_path / "s.zarr")
+    kept = read_kept_metrics(Store.open(tmp_path / "s.zarr"))
+    assert kept is not None
+    assert kept.curves["reward"][-1] == (30, 9.0)
+    assert trajkit.verify(tmp_path / "s.zarr").ok
+
+
+def test_metrics_files_of_every_kind(tmp_path: Path) -> None:
+    expected = Metrics({"acc": ((0, 0.5), (10, 0.75))})
+    (tmp_path / "m.csv").write_text("step,acc,note\n10,0.75,x\n0,0.5,\n")
+    (tmp_path / "m.jsonl").write_text('{"step": 0, "acc": 0.5}\n\n{"step": 10, "acc": 0.75}\n')
+    (tmp_path / "m.json").write_text('[{"step": 0, "acc": 0.5}, {"step": 10, "acc": 0.75}]')
+    pl.DataFrame({"step": [0, 10], "acc": [0.5, 0.75]}).write_parquet(tmp_path / "m.parquet")
+    for kind in ("csv", "jsonl", "json", "parquet"):
+        assert read_metrics(tmp_path / f"m.{kind}") == expected, kind
+
+
+def test_tensorboard_events_where_tbparse_is(tmp_path: Path) -> None:
+    pytest.importorskip("tbparse")
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter(tmp_path / "events")
+    writer.add_scalar("reward", 0.5, 0)
+    writer.add_scalar("reward", 0.75, 10)
+    writer.close()
+    found = read_metrics(tmp_path / "events").curves["reward"]
+    assert found == ((0, 0.5), (10, 0.75))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "words"),
+    [
+        ("gone.csv", None, NotFound, "no such file"),
+        ("m.csv", "time,acc\n1,2\n", InvalidInput, "no column 'step'"),
+        ("m.csv", "step,acc\n1,no\n", InvalidInput, "no numbers"),
+        ("m.csv", "", InvalidInput, "no numbers"),
+        ("m.jsonl", "{", FormatError, "not readable"),
+        ("m.json", '{"a": 1}', FormatError, "not readable"),
+        ("m.json", "[" * 100_000, FormatError, "not readable"),
+        ("m.parquet", "PAR1", FormatError, "not readable"),
+        ("m.xlsx", "x", Unsupported, "csv"),
+    ],
+)
+def test_bad_metrics_are_one_line(
+    tmp_path: Path, name: str, content: str | None, error: type[Exception], words: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=words):
+        read_metrics(path)
+
+
+def test_only_finite_numbers_at_whole_steps_are_taken(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "a": float("nan"), "b": "inf", "c": True, "d": [1], "e": 10**400, "f": 1},
+        {"step": 1.5, "f": 2},
+        {"step": -1, "f": 2},
+        {"step": 2**70, "f": 2},
+        {"step": None, "f": 2},
+        {"f": 2},
+    ]
+    assert Metrics.of_rows(rows) == Metrics({"f": ((1, 1.0),)})
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": 5}))
+    with pytest.raises(FormatError, match="trainer's state"):
+        read_trainer_state(tmp_path)
+
+
+def test_the_fall_of_a_metric_is_named_and_losses_fall_well() -> None:
+    steps = list(range(0, 210, 10))
+    up = [(s, 1 - abs(s - 80) / 200) for s in range(0, 201, 4)]
+    found = judge_metric("reward", up, steps, [1.0] * 20)
+    assert found is not None
+    assert (found.best_step, found.peak_step) == (80, 80)
+    assert found.moved_after == pytest.approx(0.6)
+    loss = judge_metric("loss", [(s, 1 / (1 + s)) for s in steps], steps, [1.0] * 20)
+    assert loss is not None
+    assert loss.peak_step is None
+    steady = judge_metric("reward", [(s, s / 10) for s in steps], steps, [1.0] * 20)
+    assert steady is not None
+    assert (steady.best_step, steady.peak_step) == (200, None)
+    assert judge_metric("reward", up[:2], steps, [1.0] * 20) is None
+    names = [
+        f.name for f in judge_metrics(Metrics({"lr": up, "z": up, "reward": up}), steps, [1.0] * 20)
+    ]
+    assert names == ["reward", "z"]
+
+
+def test_the_report_names_best_steps_and_sets_runs_side_by_side(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    steps = list(range(0, 100, 10))
+    walk = np.cumsum(rng.normal(size=(10, 300)), axis=0)
+    a = store_of(tmp_path / "a", steps, walk)
+    b = store_of(tmp_path / "b", steps, np.arange(10.0)[:, None] * rng.normal(size=300))
+    for store in (a, b):
+        trajkit.fit(store)
+    (tmp_path / "m.csv").write_text(
+        "step,<b>acc</b>\n" + "\n".join(f"{s},{1 - abs(s - 30) / 99}" for s in steps)
+    )
+    result = report(a, tmp_path / "out", metrics=tmp_path / "m.csv", beside=b.path)
+    text = Path(result.path).read_text()
+    assert "best step is 30" in text
+    assert "<b>acc</b>" not in text
+    assert "the weights moved along straight lines" in text
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["movement"]["metrics"][0]["best_step"] == 30
+    assert summary["beside"]["verdicts"] == ["wandering", "straight"]
+    done = CliRunner().invoke(
+        cli, ["evidence", "--store", str(a.path), "--metrics", str(tmp_path / "m.csv"), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["metrics"][0]["best_step"] == 30

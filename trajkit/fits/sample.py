@@ -1,0 +1,39 @@
+"""Some elements of a chunk, decoded, to see how often they move.
+
+Axis letters: T checkpoints, N elements, M elements looked at.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+
+from trajkit.arrays import DTYPES, Array
+from trajkit.stats.movement import Movement, measure_movement
+
+SAMPLED = 2048
+"""elements of a tensor looked at in a chunk, evenly spaced; all of a smaller one"""
+
+
+def sample_movement(codes_TN: Array, is_key_T: Array, where: slice, dtype: str) -> Movement:
+    """How often the elements of one tensor in a chunk change, from evenly spaced ones.
+
+    Args:
+        codes_TN: coded frames of the chunk, unsigned [T, >= N], the first row a key.
+        is_key_T: which rows are bits, not deltas.
+        where: the tensor's columns.
+        dtype: their format.
+    """
+    stride = max((where.stop - where.start) // SAMPLED, 1)
+    codes_TM = codes_TN[:, where.start : where.stop : stride]
+    one = codes_TM.dtype.type(1)
+    deltas_TM = (codes_TM >> one) ^ (np.zeros_like(codes_TM) - (codes_TM & one))
+    bits_TM = np.empty_like(deltas_TM)
+    keys = [*np.flatnonzero(is_key_T).tolist(), len(codes_TM)]
+    for start, stop in pairwise(keys):
+        deltas_TM[start] = codes_TM[start]
+        np.cumsum(deltas_TM[start:stop], axis=0, dtype=bits_TM.dtype, out=bits_TM[start:stop])
+    wide = np.float64 if dtype == "float64" else np.float32
+    with np.errstate(invalid="ignore"):
+        values_TM = bits_TM.view(DTYPES[dtype].scalar).astype(wide)
+    weight = (where.stop - where.start) / max(bits_TM.shape[1], 1)
+    return measure_movement(values_TM, weight)
