@@ -34,10 +34,10 @@ from trajkit.outputs.probes import Probe
 from trajkit.outputs.scoring import score
 from trajkit.outputs.weights import StoredWeights
 
-T = 6
+T = 16
 LENGTHS = (32, 224)
 """prompt and response tokens of a probe"""
-PROBES = 24
+PROBES = 12
 
 
 def make_model(

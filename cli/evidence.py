@@ -39,7 +39,7 @@ def evidence_command(
     """
     from trajkit.checkpoints.metrics import read_metrics
     from trajkit.evidence.metrics import judge_metrics
-    from trajkit.evidence.movement import evidence
+    from trajkit.evidence.movement import measure_evidence
     from trajkit.store.metrics import read_kept_metrics
     from trajkit.store.store import Store
 
@@ -47,7 +47,7 @@ def evidence_command(
     given = None if metrics_path is None else read_metrics(metrics_path)
     metrics = given or read_kept_metrics(opened)
     with console.progress() as progress:
-        found = evidence(
+        found = measure_evidence(
             opened, from_step=from_step, to_step=to_step, memory=memory, progress=progress
         )
     judged = () if metrics is None else judge_metrics(metrics, found.steps, found.overall["speed"])

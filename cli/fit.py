@@ -244,10 +244,10 @@ def _fit_outputs(console: Console, store: Path, name: str, threshold: float, pap
 
 def _find_start(console: Console, traj: "Trajectory", to_step: int | None, memory: str) -> int:
     """Where the longest piece without a turn begins, measured over the whole window."""
-    from trajkit.evidence.movement import evidence
+    from trajkit.evidence.movement import measure_evidence
 
     with console.progress() as progress:
-        found = evidence(traj, to_step=to_step, memory=memory, progress=progress)
+        found = measure_evidence(traj, to_step=to_step, memory=memory, progress=progress)
     console.say(f"--from-step auto: the longest piece without a turn begins at {found.linear_from}")
     return found.linear_from
 

@@ -57,7 +57,7 @@ from trajkit.units import format_seconds
 @click.option("--batch-tokens", default=4096, show_default=True, help="Tokens a batch.")
 @click.option(
     "--kl-places",
-    default=4096,
+    default=1024,
     show_default=True,
     help="Most tokens whose whole distributions are compared.",
 )

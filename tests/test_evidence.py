@@ -1,12 +1,14 @@
 """Evidence from files: the streamed Gram matrix against numpy, metrics, the record, the commands."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 from series_on_disk import rounded, write_values
 
 import trajkit
@@ -16,7 +18,7 @@ from trajkit.errors import FormatError, InvalidInput, NotFound, Unsupported
 from trajkit.evidence.beside import compare_drifts
 from trajkit.evidence.gram import choose_frames
 from trajkit.evidence.metrics import judge_metric, judge_metrics
-from trajkit.evidence.movement import evidence, find_evidence, read_evidence
+from trajkit.evidence.movement import find_evidence, measure_evidence, read_evidence
 from trajkit.fits.window import choose_window
 from trajkit.reports.report import report
 from trajkit.stats.gram import describe_gram
@@ -39,7 +41,7 @@ def test_streamed_figures_are_those_of_numpy(
     steps = [0, 10, 20, 30, 50, 90, 100, 110, 120, 130, 140, 160]
     values = 1 + np.cumsum(rng.normal(0, 0.02, (12, 40_000)) + 0.01, axis=0)
     store = store_of(tmp_path, steps, values, dtype)
-    found = evidence(store, from_step=from_step)
+    found = measure_evidence(store, from_step=from_step)
     inside = [i for i, s in enumerate(steps) if s >= (from_step or 0)]
     d_KN = np.diff(rounded(values[inside], dtype), axis=0)
     dx_K = np.diff(np.array(steps)[inside]).astype(float)
@@ -56,7 +58,7 @@ def test_elements_that_are_not_finite_do_not_move(tmp_path: Path) -> None:
     values = np.outer(np.arange(6.0), np.ones(30))
     values[3, :10] = np.nan
     values[2, 10:12] = np.inf
-    found = evidence(store_of(tmp_path, list(range(6)), values))
+    found = measure_evidence(store_of(tmp_path, list(range(6)), values))
     assert found.overall["growth"] == pytest.approx(2)
     assert found.overall["speed"] == pytest.approx([np.sqrt(18)] * 5)
 
@@ -66,7 +68,7 @@ def test_many_checkpoints_are_looked_at_through_some(tmp_path: Path) -> None:
     store = store_of(tmp_path, list(range(150)), values)
     frames = choose_frames(choose_window(store, None, None))
     assert (len(frames), frames[0], frames[-1]) == (65, 0, 149)
-    found = evidence(store)
+    found = measure_evidence(store)
     assert len(found.steps) == 65
     assert found.overall["net_over_path"] == pytest.approx(1)
     assert found.overall["speed"] == pytest.approx([2.0] * 64)
@@ -79,7 +81,7 @@ def test_a_turn_in_a_store_is_found_and_auto_begins_there(tmp_path: Path) -> Non
     values = 1 + np.concatenate([np.zeros((1, 3000)), np.cumsum(d_KN, axis=0)])
     steps = list(range(0, 310, 10))
     store = store_of(tmp_path, steps, values, "bfloat16")
-    found = evidence(store)
+    found = measure_evidence(store)
     (only,) = found.overall["breaks"]
     assert abs(only["step"] - 80) <= 10  # within one checkpoint
     assert found.linear_from == only["step"]
@@ -95,7 +97,7 @@ def test_the_record_is_kept_checked_and_measured_again(tmp_path: Path) -> None:
     store = store_of(tmp_path, [0, 1, 2, 3, 4], values)
     with pytest.raises(NotFound, match="trajkit evidence"):
         read_evidence(store)
-    found = evidence(store)
+    found = measure_evidence(store)
     path = store.path / "evidence" / "zarr.json"
     assert json.loads(json.dumps(read_evidence(store).document())) == json.loads(path.read_bytes())
     before = path.stat().st_mtime_ns
@@ -107,7 +109,7 @@ def test_the_record_is_kept_checked_and_measured_again(tmp_path: Path) -> None:
         read_evidence(store)
     assert trajkit.verify(store.path).ok
     with pytest.raises(InvalidInput, match="3 checkpoints"):
-        evidence(store, to_step=1)
+        measure_evidence(store, to_step=1)
 
 
 def test_drifts_of_two_runs_are_compared(tmp_path: Path) -> None:
@@ -121,6 +123,24 @@ def test_drifts_of_two_runs_are_compared(tmp_path: Path) -> None:
     found = compare_drifts(a, (0, 3), c, (0, 3))
     assert abs(found.overall or 1.0) < 0.2
     assert found.modules.keys() == {"w"}
+
+
+def test_the_real_run_and_its_control_are_told_apart(adder_store: Path, tmp_path: Path) -> None:
+    """The same model and learning rate; the control's reward is the toss of a coin."""
+    shutil.copytree(ROOT / "data" / "adder-grpo-random.zarr", tmp_path / "control.zarr")
+    real, control = (
+        trajkit.open(adder_store).fits["default"],
+        trajkit.fit(tmp_path / "control.zarr"),
+    )
+    assert (real.describe()["verdict"], control.describe()["verdict"]) == ("drifting", "wandering")
+    assert real.describe()["drift_share"] > 0.2
+    assert control.describe()["drift_share"] < 0.001
+    found = measure_evidence(control.store).overall
+    assert found["growth"] < 1.3
+    assert found["drift_part"] < 0.05
+    kept = read_kept_metrics(control.store)
+    assert kept is not None
+    assert len(kept.curves["reward"]) == 98
 
 
 # Metrics.

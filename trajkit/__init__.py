@@ -14,7 +14,7 @@ _HOME = {
     "fit": "trajkit.fits.fit",
     "backtest": "trajkit.evidence.backtest",
     "Backtest": "trajkit.evidence.kept",
-    "evidence": "trajkit.evidence.movement",
+    "measure_evidence": "trajkit.evidence.movement",
     "Evidence": "trajkit.evidence.movement",
     "extrapolate": "trajkit.forecast.extrapolate",
     "report": "trajkit.reports.report",
@@ -40,12 +40,12 @@ __all__ = [
     "TrajkitWarning",
     "__version__",
     "backtest",
-    "evidence",
     "extrapolate",
     "fit",
     "ingest",
     "load_model",
     "load_weights",
+    "measure_evidence",
     "open",
     "report",
     "restore",
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from trajkit.evidence.backtest import backtest as backtest
     from trajkit.evidence.kept import Backtest as Backtest
     from trajkit.evidence.movement import Evidence as Evidence
-    from trajkit.evidence.movement import evidence as evidence
+    from trajkit.evidence.movement import measure_evidence as measure_evidence
     from trajkit.fits.fit import fit as fit
     from trajkit.fits.kept import Fit as Fit
     from trajkit.forecast.extrapolate import extrapolate as extrapolate

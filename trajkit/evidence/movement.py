@@ -71,7 +71,7 @@ class Evidence:
         return group_document(attributes)
 
 
-def evidence(
+def measure_evidence(
     traj: Source,
     *,
     from_step: int | None = None,

@@ -22,6 +22,8 @@ BLOCK_BYTES = 1 << 26
 """of one block of logits, in the model's own dtype and float32 together"""
 SLICE = 1 << 15
 """V at a time"""
+CACHED = 1 << 18
+"""logits at a time on a CPU, so that a dozen passes over them find them in its cache"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,21 @@ def score_logits(
     With m the largest logit and s = Σ exp(l - m): log p = l_target - m - log s, and
     entropy = log s - Σ exp(l - m) (l - m) / s. Sums are rescaled where a later slice has a larger m.
     """
+    rows = max(1, CACHED // min(logits_MV.shape[1], SLICE))
+    if logits_MV.device.type != "cpu" or len(logits_MV) <= rows:
+        return _score_rows(logits_MV, targets_M)
+    parts = [
+        _score_rows(logits_MV[at : at + rows], targets_M[at : at + rows])
+        for at in range(0, len(logits_MV), rows)
+    ]
+    log_p, entropy, rank, likeliest = (torch.cat(column) for column in zip(*parts, strict=True))
+    return log_p, entropy, rank, likeliest
+
+
+def _score_rows(
+    logits_MV: "torch.Tensor", targets_M: "torch.Tensor"
+) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    """The same, for as many rows as go together."""
     target = logits_MV.gather(1, targets_M[:, None]).float()
     most = torch.full_like(target, -torch.inf)
     total, weighted = torch.zeros_like(target), torch.zeros_like(target)
@@ -127,8 +144,10 @@ def score_logits(
         part = part - anchor
         weights = part.exp()
         total += weights.sum(1, keepdim=True)
-        part.clamp_(min=-1e4)  # forbidden tokens: exp is 0, and 0 times -inf is not
-        weighted += (weights * part).sum(1, keepdim=True)
+        moment = torch.linalg.vecdot(weights, part)[:, None]
+        if moment.isnan().any():  # forbidden tokens: exp is 0, and 0 times -inf is not
+            moment = torch.linalg.vecdot(weights, part.clamp_(min=-1e4))[:, None]
+        weighted += moment
         most = raised
     log_total = total.log()
     log_p = target - most - log_total

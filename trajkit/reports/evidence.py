@@ -66,9 +66,7 @@ def _unlike(judged: Sequence[MetricFinding], metrics: Metrics) -> list[MetricFin
 def _say_turns(found: Evidence) -> list[str]:
     overall = found.overall
     if not overall["breaks"]:
-        return [
-            "No turn stands out from the scatter of the changes: one mean rate serves throughout."
-        ]
+        return ["No turn stands out from the scatter of the changes."]
     parts = []
     for b in overall["breaks"]:
         cosine, ratio = b["cosine"], b["speed_ratio"]

@@ -109,7 +109,7 @@ def report(
     Notes:
         Memory: a few chunks of the fit's arrays and the table of tensors. Where the store does not
         hold the evidence on the fit's window yet, it is measured, in one pass over the store
-        (:func:`trajkit.evidence.movement.evidence`).
+        (:func:`trajkit.evidence.movement.measure_evidence`).
 
     """
     started, progress = time.perf_counter(), as_subscriber(progress)
