@@ -213,7 +213,10 @@ class OutputsWriter:
                     array.resize((t + 1, record.tokens))
                 array[t] = rows[name]
                 digests.setdefault(name, []).append(digest_of(rows[name]))
-                sync_tree(path / name)
+                sync_tree(path / name / "c" / str(t))  # the rows before are on the disk already
+                sync_directory(path / name / "c")
+                sync_file(path / name / "zarr.json")
+                sync_directory(path / name)
         self.commit(replace(record, steps=(*record.steps, step), digests=digests, **changes))
 
     def commit(self, record: Record) -> None:
