@@ -31,6 +31,8 @@ from trajkit.kernels.flags import FLAG_INVALID
 
 RSQ_LEVELS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.985)
 """gates by R²: an element moves where its R² is above"""
+LINE_LEVELS = (0.0, 0.7)
+"""those of them that the least-squares line itself is judged at"""
 T_LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 """gates by the drift's t: an element moves where \\|t\\| is above"""
 PLAIN = (
@@ -39,7 +41,8 @@ PLAIN = (
 )
 SUMS = (
     *PLAIN,
-    *(f"{what}_rsq:{level:g}" for what in ("ep", "pp", "ll", "held") for level in RSQ_LEVELS),
+    *(f"{what}_rsq:{level:g}" for what in ("ep", "pp") for level in RSQ_LEVELS),
+    *(f"{what}_rsq:{level:g}" for what in ("ll", "held") for level in LINE_LEVELS),
     *(f"{what}_t:{level:g}" for what in ("ep", "pp") for level in T_LEVELS),
 )
 """S names. ``held`` is Σ e² where the gate is closed, ``ll`` Σ l² where it is open"""
@@ -100,6 +103,7 @@ def tally_errors(
         sums += [counted.sum(), in_iid.sum(), in_walk.sum()]
         gates = [rsq > np.float32(level) for level in RSQ_LEVELS]
         sums += [(e * p)[g].sum() for g in gates] + [(p * p)[g].sum() for g in gates]
+        gates = [rsq > np.float32(level) for level in LINE_LEVELS]
         sums += [(line * line)[g].sum() for g in gates] + [(e * e)[~g].sum() for g in gates]
         strong = [np.abs(t) > np.float32(level) for level in T_LEVELS]
         sums += [(e * p)[g].sum() for g in strong] + [(p * p)[g].sum() for g in strong]

@@ -55,7 +55,8 @@ def forecast_plainly(y_TN: np.ndarray, x_T: np.ndarray, o: int, g: int) -> dict[
     assert null is not None
     moves = slope * h
     weight = np.where(rsq > null, (rsq - null) / (1 - null), 0)
-    shrink = np.where(np.abs(t) > 1, 1 - 1 / t**2, 0)
+    with np.errstate(divide="ignore"):
+        shrink = np.where(np.abs(t) > 1, 1 - 1 / t**2, 0)
     return {
         "hold": last,
         "anchored rsq:0.7": last + np.where(rsq > np.float32(0.7), moves, 0),

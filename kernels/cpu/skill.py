@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from trajkit.kernels.cpu.bits import TILE, flat, wide_vectors
 from trajkit.kernels.cpu.compile import compiled_reordered, inlined
 from trajkit.kernels.flags import FLAG_INVALID
-from trajkit.kernels.skill import PLAIN, RSQ_LEVELS, SUMS, T_LEVELS, Horizon
+from trajkit.kernels.skill import LINE_LEVELS, PLAIN, RSQ_LEVELS, SUMS, T_LEVELS, Horizon
 
-_N_RSQ, _N_T, _FIRST = len(RSQ_LEVELS), len(T_LEVELS), len(PLAIN)
+_N_RSQ, _N_LINE, _N_T = len(RSQ_LEVELS), len(LINE_LEVELS), len(T_LEVELS)
+_FIRST = len(PLAIN)
 _ROWS = 13
 _E, _P, _L, _R, _T, _Q, _W, _K, _M, _IID, _WALK, _NEAR, _OFF = (r * TILE for r in range(_ROWS))
 
@@ -33,15 +34,33 @@ def _dot(work: Any, a: int, b: int) -> Any:
 
 
 @compiled_reordered
-def _dot_above(work: Any, a: int, b: int, key: int, level: float) -> Any:
-    """Σ a b over the elements of a tile whose key is above a level."""
+def _add_above(
+    work: Any, a: int, b: int, key: int, level: float, sums: Any, at: int, n: int
+) -> None:
+    """Add Σ a b to one sum and Σ b b to another, over the elements whose key is above a level."""
     wide_vectors()
     inlined()
-    total = 0.0
+    cross, square = 0.0, 0.0
     for i in range(TILE):
-        product = work[a + i] * work[b + i]
-        total += product if work[key + i] > level else 0.0
-    return total
+        value = work[b + i] if work[key + i] > level else 0.0
+        cross += work[a + i] * value
+        square += value * value
+    sums[at] += cross
+    sums[at + n] += square
+
+
+@compiled_reordered
+def _add_line(work: Any, level: float, sums: Any, at: int) -> None:
+    """Add Σ l² where R² is above a level, and Σ e² where it is not."""
+    wide_vectors()
+    inlined()
+    line, held = 0.0, 0.0
+    for i in range(TILE):
+        is_open = work[_R + i] > level
+        line += work[_L + i] * work[_L + i] if is_open else 0.0
+        held += 0.0 if is_open else work[_E + i] * work[_E + i]
+    sums[at] += line
+    sums[at + _N_LINE] += held
 
 
 @compiled_reordered
@@ -131,6 +150,7 @@ def _tally(
     flags: Any,
     horizon: Horizon,
     rsq_levels: Any,
+    line_levels: Any,
     t_levels: Any,
     work: Any,
     sums: Any,
@@ -148,8 +168,7 @@ def _tally(
             work[:] = 0.0
         sums[0] += _gather(lo, m, real, last, first, slope, mean, rsq, t, margin, flags, work)
         _forecast(work, horizon, spread, reach)
-        held = _dot(work, _E, _E)
-        sums[1] += held
+        sums[1] += _dot(work, _E, _E)
         sums[2] += _dot(work, _E, _Q)
         sums[3] += _dot(work, _Q, _Q)
         sums[4] += _dot(work, _E, _W)
@@ -160,16 +179,13 @@ def _tally(
         _count_covered(work, horizon.z, sums)
         at = _FIRST
         for g in range(_N_RSQ):
-            level = rsq_levels[g]
-            sums[at + g] += _dot_above(work, _E, _P, _R, level)
-            sums[at + _N_RSQ + g] += _dot_above(work, _P, _P, _R, level)
-            sums[at + 2 * _N_RSQ + g] += _dot_above(work, _L, _L, _R, level)
-            sums[at + 3 * _N_RSQ + g] += held - _dot_above(work, _E, _E, _R, level)
-        at += 4 * _N_RSQ
+            _add_above(work, _E, _P, _R, rsq_levels[g], sums, at + g, _N_RSQ)
+        at += 2 * _N_RSQ
+        for g in range(_N_LINE):
+            _add_line(work, line_levels[g], sums, at + g)
+        at += 2 * _N_LINE
         for g in range(_N_T):
-            level = t_levels[g]
-            sums[at + g] += _dot_above(work, _E, _P, _T, level)
-            sums[at + _N_T + g] += _dot_above(work, _P, _P, _T, level)
+            _add_above(work, _E, _P, _T, t_levels[g], sums, at + g, _N_T)
 
 
 def tally_errors(
@@ -184,6 +200,7 @@ def tally_errors(
         flat(flags_N),
         Horizon(*map(float, horizon)),
         np.array(RSQ_LEVELS, np.float32).astype(np.float64),
+        np.array(LINE_LEVELS, np.float32).astype(np.float64),
         np.array(T_LEVELS, np.float32).astype(np.float64),
         np.empty(_ROWS * TILE),
         sums,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trajkit.arrays import Array
-from trajkit.kernels.skill import RSQ_LEVELS, SUMS, T_LEVELS
+from trajkit.kernels.skill import LINE_LEVELS, RSQ_LEVELS, SUMS, T_LEVELS
 from trajkit.stats.combinations import ema_weights, rank_weights
 
 DAMPINGS = (0.25, 0.5, 0.75, 1.25, 1.5)
@@ -100,7 +100,7 @@ def all_candidates() -> tuple[Candidate, ...]:
         Candidate("wiener"),
         Candidate("mean"),
     ]
-    more = [Candidate("line", gate) for gate in gates if gate.startswith("rsq")]
+    more = [Candidate("line", f"rsq:{level:g}") for level in LINE_LEVELS]
     more += [Candidate("anchored", gate) for gate in gates]
     more += [Candidate("damped", gate, damping) for gate in gates for damping in DAMPINGS]
     return tuple(dict.fromkeys([*plain, *more]))

@@ -166,8 +166,8 @@ class _VectorErrors:
         known: dict[int, _Known] = {}
         found = []
         sample = Sample(stop - start, self.dtype, len(self.plan.steps))
-        for t, sums in self._walk(task.chunk, stop - start, sample):
-            real = kernels.values_of(sums.bits_last, self.dtype)
+        for t, sums, bits in self._walk(task.chunk, stop - start, sample):
+            real = kernels.values_of(bits, self.dtype)
             for f, forecast in self.targets.get(t, ()):
                 at_origin = known[forecast.origin]
                 horizon = self._horizon(forecast)
@@ -182,22 +182,32 @@ class _VectorErrors:
                 known[t] = self._know(sums, real)
         return found, sample.gram()
 
-    def _walk(self, k: int, n: int, sample: "Sample") -> Iterator[tuple[int, kernels.Sums]]:
-        """The sums of chunk ``k`` as they are at every origin and target, in order."""
+    def _walk(self, k: int, n: int, sample: "Sample") -> Iterator[tuple[int, kernels.Sums, Array]]:
+        """(frame, sums, bits) of chunk ``k`` at every origin and target, in order.
+
+        The sums are up to date at origins alone: going over them costs as much as ten frames.
+        """
         window, plan = self.window, self.plan
-        stops = sorted({*plan.origins, *self.targets})
+        last = max(self.targets)
         sums = kernels.new_sums(n, self.dtype, window.axis.mean, window.axis.unit)
         codes = np.empty((self.batch, self.vector.chunk), self.vector.dtype.bits)
+        bits = np.empty(self.vector.chunk, self.vector.dtype.bits)
         steps = np.array(plan.steps, np.float64)
-        done = 0
-        for stop in stops:
-            while done <= stop:
-                end = min(done + self.batch, stop + 1)
+        starts = [0, *(o + 1 for o in plan.origins)]
+        for begin, stop in zip(starts, [*starts[1:], last + 1], strict=True):
+            for done in range(begin, stop, self.batch):
+                end = min(done + self.batch, stop)
                 is_key = self._read(codes[: end - done], k, done, end)
-                kernels.accumulate_frames(codes[: end - done], is_key, steps[done:end], sums)
+                if stop <= plan.origins[-1] + 1:
+                    kernels.accumulate_frames(codes[: end - done], is_key, steps[done:end], sums)
                 sample.take(codes[: end - done, :n], is_key)
-                done = end
-            yield stop, sums
+                for t in range(done, end):
+                    if is_key[t - done]:
+                        bits[:] = codes[t - done]
+                    else:
+                        kernels.decode_frame(codes[t - done], bits, bits)
+                    if t in self.targets or t in plan.origins:
+                        yield t, sums, bits[:n]
 
     def _read(self, codes_TN: Array, k: int, begin: int, end: int) -> Array:
         """Read the codes of the window's frames [begin, end); which of them are keys."""
