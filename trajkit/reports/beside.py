@@ -12,9 +12,10 @@ from trajkit.evidence.movement import Evidence, find_evidence
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.progress import Progress
 from trajkit.reports.findings import number, percent
-from trajkit.reports.markup import escape, printable
+from trajkit.reports.markup import escape
 from trajkit.stats.verdict import SAY
 from trajkit.store.tensors import Source, as_store
+from trajkit.text import printable
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from trajkit.checkpoints.metrics import Metrics
 from trajkit.evidence.metrics import MetricFinding, judge_metrics
 from trajkit.evidence.movement import Evidence
 from trajkit.reports.findings import number, percent
-from trajkit.reports.markup import escape, printable
+from trajkit.reports.markup import escape
 from trajkit.reports.movement_plots import MOST_METRICS, MovementData
+from trajkit.text import printable
 
 STRAIGHT_ON = 0.9
 """mean rates before and after a break closer than this (cosine) are called a change of pace"""

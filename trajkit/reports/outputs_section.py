@@ -52,10 +52,12 @@ class OutputsSection:
         """The R² of tokens as the histogram shows it."""
         n, kept = self.whole.describe(), self.fit.tokens.rsq[self.fit.kept]
         edges = np.linspace(0, 1, _BINS + 1)
+        walks = null_rsq(self.whole.steps)
+        null_shares = np.histogram(walks, edges)[0] / max(len(walks), 1)
         return RsqData(
             np.histogram(self.whole.tokens.rsq[self.whole.kept], edges)[0],
             np.histogram(kept, edges)[0],
-            null_rsq(self.whole.steps),
+            null_shares.tolist(),
             self.whole.threshold,
             n["share_above_threshold"],
             n["null_above_threshold"],
