@@ -317,3 +317,17 @@ def test_the_command_prints_a_table_and_json(adder_store: Path, tmp_path: Path) 
     assert {"origins", "horizons", "ratio", "best", "trust_horizon"} <= record.keys()
     done = run("backtest", "--store", str(path), "--fail-below", "0.999")
     assert done.returncode == 1
+
+
+def test_the_report_says_how_far_it_can_be_trusted(adder_store: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(adder_store, tmp_path / "s.zarr")
+    trajkit.report(path, tmp_path / "before")
+    assert "How far it can be trusted" not in (tmp_path / "before" / "index.html").read_text()
+    found = backtest(path, to_step=300)
+    trajkit.report(path, tmp_path / "after")
+    page = (tmp_path / "after" / "index.html").read_text()
+    assert "How far it can be trusted" in page
+    assert "chosen beforehand" in page
+    assert "up to step 300; run trajkit backtest again" in page
+    summary = json.loads((tmp_path / "after" / "summary.json").read_text())
+    assert summary["backtest"]["horizons"] == found.record["horizons"]

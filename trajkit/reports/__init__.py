@@ -4,6 +4,7 @@ report        verb: the page about a fit
 verify        verb: every byte, and checkpoints on disk
 info          what a store holds
 page, tables  facts and figures put into HTML
+trust         how far lines can be trusted: the backtest
 evidence      how a run moved, its turns and metrics, in words
 beside        another run set beside it
 findings      its numbers in plain words

@@ -54,6 +54,8 @@ class PageData:
     footer: str
     movement: tuple[str, str] = ("", "")
     """lead and content, HTML, of the section on movement"""
+    trust: tuple[str, str] | None = None
+    """lead and content, HTML, of what the backtest says"""
     beside: tuple[str, str] | None = None
     """lead and content, HTML, of the comparison with another run"""
 
@@ -64,7 +66,13 @@ def build_page(data: PageData) -> str:
     n = data.numbers
     rows = data.table if len(data.table) <= FOLD_ABOVE else fold_table(data.table)
     accounts = build_accounts(n, data.min_distinct, data.min_range)
+    trust = data.figures.get("trust")
     sections = [
+        *(
+            [_section("trust", "How far it can be trusted", *data.trust, trust)]
+            if data.trust
+            else []
+        ),
         _section(
             "movement",
             "How it moved, and when it turned",

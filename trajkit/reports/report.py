@@ -32,6 +32,7 @@ from trajkit.reports.outputs_section import OutputsSection, read_section
 from trajkit.reports.page import FigureBlock, PageData, build_page, run_facts
 from trajkit.reports.palette import LIGHT, PAGE, Palette, css_colours
 from trajkit.reports.plots import RsqData, draw_gallery, draw_histogram, draw_timeline
+from trajkit.reports.trust import TrustPage, draw_trust, read_trust
 from trajkit.stats.walks import WalkReference, reference_walks
 from trajkit.store.metrics import read_kept_metrics
 from trajkit.store.output import check_output
@@ -171,6 +172,7 @@ class _Job:
             evidence = find_evidence(store, fit.record.steps, progress=progress)
             metrics = metrics or read_kept_metrics(store)
             self.movement = describe_movement(evidence, metrics)
+        self.trust: TrustPage | None = read_trust(store)
         self.beside = None if other is None else describe_beside(fit, evidence, other, progress)
         progress(Started("report", 8, "figures"))
         pool = "median_rsq_kept" if fit.stats.kept else "median_rsq"
@@ -200,6 +202,7 @@ class _Job:
             min_distinct=record.asked.min_distinct,
             min_range=record.asked.min_range,
             movement=self._movement_words(),
+            trust=None if self.trust is None else self.trust.html,
             beside=None if self.beside is None else self.beside.html,
             footer=(
                 f"Made by trajkit {trajkit.__version__} from a fit made by {versions}. Frames "
@@ -223,6 +226,7 @@ class _Job:
             "frames_digest": self.fit.record.frames_digest,
             "walk": None if self.walk is None else asdict(self.walk),
             "movement": None if self.movement is None else self.movement.summary,
+            "backtest": None if self.trust is None else self.trust.summary,
             "beside": None if self.beside is None else self.beside.summary,
             "modules": [_module_summary(row) for row in self.grid.all_rows],
             "outputs": None if self.outputs is None else self.outputs.numbers,
@@ -263,6 +267,8 @@ class _Job:
         figures = [self._timeline(), self._rsq()]
         if self.movement is not None:
             figures.insert(0, self._movement(self.movement))
+        if self.trust is not None:
+            figures.insert(0, _trust_figure(self.trust))
         if self.grid.all_rows:
             figures.append(self._modules())
         if self.fit.stats.fitted:
@@ -444,6 +450,17 @@ def _output_figures(section: OutputsSection) -> list[_Figure]:
             )
         )
     return figures
+
+
+def _trust_figure(page: TrustPage) -> _Figure:
+    return _Figure(
+        "trust",
+        lambda palette, width: draw_trust(page, palette, width),
+        "<b>How to read it.</b> Forecasts from earlier checkpoints, judged on later ones: the size of a "
+        "rule's error over that of keeping the last checkpoint. Below the dashed line it is better. The "
+        "blue line is the rule that was best on forecasts whose outcome was known before.",
+        "Error over holding at each horizon, by rule",
+    )
 
 
 def _module_summary(row: Any) -> dict[str, Any]:
