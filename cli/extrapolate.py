@@ -77,12 +77,13 @@ def _describe_estimators() -> str:
     "--rsq-threshold",
     type=click.FloatRange(0, 1),
     metavar="R",
-    help="Hold elements with R² not above this (default: the fit's own; two-point, expo: none).",
+    help="Hold elements with R² not above this (default: the fit's own for anchored, line, damped; else none).",
 )
 @click.option(
     "--gate",
     metavar="SCORE:T",
-    help="Which elements may move: rsq:0.7, as --rsq-threshold 0.7; none: all that can.",
+    help="Which elements may move: rsq:0.7, as --rsq-threshold 0.7; t:3, by the drift's t; none: all "
+    "that can.",
 )
 @fit_option("fit", "Which fit to use.")
 @click.option("--from-step", type=int, metavar="A", help="two-point, expo: the first point.")

@@ -308,7 +308,7 @@ def test_names_of_normalisation_layers() -> None:
     [
         (80, {"estimator": "cubic"}, InvalidInput),
         (80, {"estimator": "line", "damping": 0.5}, InvalidInput),
-        (80, {"estimator": "damped", "damping": 1.5}, InvalidInput),
+        (80, {"estimator": "damped", "damping": 2.5}, InvalidInput),
         (80, {"estimator": "anchored", "alpha": 0.5}, InvalidInput),
         (80, {"estimator": "expo", "alpha": float("nan")}, InvalidInput),
         ([80, 90], {"estimator": "expo", "alpha": 0.5}, InvalidInput),

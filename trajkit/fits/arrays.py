@@ -11,7 +11,9 @@ from trajkit.kernels.state import SLOTS
 from trajkit.store.array import ZArray
 from trajkit.store.codecs import BloscCodec, Codec, PlainCodec
 
-ARRAYS = ("slope", "mean", "rsq", "last", "flags")
+ARRAYS = ("slope", "mean", "rsq", "last", "flags", "drift_t")
+LATER = ("drift_t",)
+"""those that fits of an earlier trajkit have not"""
 SUMS = (
     *("s_d", "s_ud", "s_dd", "q", "p", "v", "y_first", "y_min", "y_max"),
     *("changes", "distinct", "invalid", "slot_0", "slot_1", "slot_2"),
@@ -24,8 +26,16 @@ SUMS_CODEC: Codec = BloscCodec("lz4", 1, "bitshuffle")
 
 
 def fit_arrays(path: Path, vector: FlatVector) -> dict[str, ZArray]:
-    """The arrays of one vector's fit, by name."""
-    dtypes = {"last": vector.dtype.bits, "flags": np.dtype("uint8")}
+    """The arrays of one vector's fit, by name.
+
+    The drift's t is a score that gates and weights are made of: float16, 2 bytes an element, has 11
+    bits of it, and what is beyond 65,504 is infinite.
+    """
+    dtypes = {
+        "last": vector.dtype.bits,
+        "flags": np.dtype("uint8"),
+        "drift_t": np.dtype("float16"),
+    }
     return {
         name: _element_array(path / vector.dtype.name / name, dtypes.get(name), vector, FIT_CODEC)
         for name in ARRAYS

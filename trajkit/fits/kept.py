@@ -5,6 +5,7 @@
       arrays-<16 digits>/    named by the record, another for every fit
         tensors.parquet      one row a tensor
         <dtype>/slope, mean, rsq (float32 [N]), last (unsigned [N]), flags (uint8 [N])
+        <dtype>/drift_t        float16 [N]; fits made before it was kept have none
         <dtype>/sums/...     the sums themselves, where they are kept: a later fit goes on from them
 
 The first trajkit kept the arrays beside the record; such fits are read as well.
@@ -12,7 +13,7 @@ The first trajkit kept the arrays beside the record; such fits are read as well.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ from trajkit.errors import (
     StorageError,
     Unsupported,
 )
-from trajkit.fits.arrays import fit_arrays, read_elements
+from trajkit.fits.arrays import LATER, fit_arrays, read_elements
 from trajkit.fits.record import FORMAT, NAME, FitRecord
 from trajkit.kernels.state import Stats
 from trajkit.stats.axis import StepAxis
@@ -68,7 +69,11 @@ class Fit:
         self.folder = path if record.arrays is None else path / record.arrays
         """the folder of the arrays and the table: of this fit alone"""
         self.arrays = {
-            d: fit_arrays(self.folder, store.vectors[d])
+            d: {
+                name: array
+                for name, array in fit_arrays(self.folder, store.vectors[d]).items()
+                if name not in LATER or f"{d}/{name}" in record.found.digests
+            }
             for d in record.asked.dtypes
             if d in store.vectors
         }
@@ -113,6 +118,24 @@ class Fit:
     def flags(self, name: str) -> NDArray[np.uint8]:
         """The bit mask of :mod:`trajkit.kernels.flags`, uint8 in the tensor's shape."""
         return self._read(name, "flags")
+
+    def drift_t(self, name: str) -> NDArray[np.float16]:
+        """The drift's t, float16 in the tensor's shape; NaN where static, invalid or too short.
+
+        Raises:
+            Mismatch: the fit was made before it was kept.
+        """
+        self.check_keeps(("drift_t",))
+        return self._read(name, "drift_t")
+
+    def check_keeps(self, names: Iterable[str]) -> None:
+        """Raise :class:`Mismatch` unless this fit has the arrays of these names."""
+        for name in names:
+            if not all(name in arrays for arrays in self.arrays.values()):
+                raise Mismatch(
+                    f"{self.path}: the fit {self.record.name!r} was made by an earlier trajkit and "
+                    f"keeps no {name}; run trajkit fit again"
+                )
 
     def predict(self, name: str, step: float) -> NDArray[np.float32]:
         """The line's value at a training step, mean + slope (step - x̄), in the tensor's shape.

@@ -17,7 +17,7 @@ BATCH_FRAMES = 128
 _SMALLEST_BATCH = 8
 _SCRATCH_ROWS = 3
 """rows that reading needs: coded bytes, bit planes, and the bits of a frame that is checked"""
-_STATE_BYTES = 200
+_STATE_BYTES = 208
 """sums, solution and coded results of one element while a chunk is in work or waits"""
 _SUMS_BYTES = 72
 """what of these the sums are"""

@@ -133,6 +133,7 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
         "rsq": solution.rsq,
         "last": solution.bits_last,
         "flags": solution.flags | ~above * np.uint8(FLAG_BELOW_THRESHOLD),
+        "drift_t": _as_half(solution.drift_t),
     }
     coded = {n: FIT_CODEC.encode(_padded(c, vector.chunk)) for n, c in columns.items()}
     kept = sums if task.options.keep_sums else None
@@ -232,6 +233,12 @@ def _device_worker(device: str, batch: int, chunk: int, dtype: str) -> DeviceWor
         _of_thread.worker, _of_thread.key = open_worker(device, batch, chunk, dtype), key
     worker: DeviceWorker = _of_thread.worker
     return worker
+
+
+def _as_half(values: Array) -> Array:
+    """Float16; what is too large for it is infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values).astype(np.float16)
 
 
 def _padded(values: Array, chunk: int) -> Array:

@@ -50,7 +50,7 @@ def plan_chunks(vectors: Mapping[str, FlatVector], budget: int) -> tuple[Plan, i
         OverBudget: one worker with one chunk does not fit.
     """
     # arrays decoded, coded bytes on their way, and the bits
-    one = max((v.chunk * (28 + 5 * v.dtype.itemsize) for v in vectors.values()), default=0)
+    one = max((v.chunk * (50 + 5 * v.dtype.itemsize) for v in vectors.values()), default=0)
     workers = count_workers()
     return plan_batch("extrapolate", workers, GROUP_CHUNKS, 1, lambda n: n * one, budget)
 
@@ -163,7 +163,7 @@ class Evaluator:
         rule = self.rule
         if rule.gate is None:
             return Gate(None, fit.get("flags"), rule.held_flags)
-        score = None if rule.by_flag else fit[rule.gate.array]
+        score = None if rule.by_flag else rule.gate.of(fit[rule.gate.array])
         return Gate(score, fit.get("flags"), rule.held_flags, rule.gate.threshold)
 
     def _read_fit(self, vector: FlatVector, chunks: range, n: int) -> tuple[dict[str, Array], bool]:
@@ -206,13 +206,14 @@ class Evaluator:
     ) -> tuple[Array, Array]:
         """The bits of the checkpoints a and b; the same array twice where a is not needed."""
         dtype = vector.dtype.name
+        with_first = moving and self.rule.estimator.reads_first
         if "last" in fit:
-            return fit["last"], fit["last"]
-        if self._fit_has_last and dtype in self._fit_readers:
+            last = fit["last"]
+        elif self._fit_has_last and dtype in self._fit_readers:
             last = self._read_array(dtype, "last", chunks)  # no frames to go through
         else:
             last = self._read_frame(vector, "last", self.rule.last, chunks)
-        if not (moving and self.rule.estimator.is_pair):
+        if not with_first:
             return last[:n], last[:n]
         return self._read_frame(vector, "first", self.rule.first, chunks)[:n], last[:n]
 

@@ -16,6 +16,7 @@ from trajkit.forecast.rules import assign_rules, parse_rule
 from trajkit.forecast.template import Template, float_dtypes, template_like, template_of_step
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD, HELD_FLAGS
 from trajkit.kernels.rounding import Rounding
+from trajkit.stats.nulls import null_median
 from trajkit.store.store import Store
 from trajkit.store.tensors import as_store
 
@@ -105,7 +106,8 @@ def resolve(request: Request) -> Evaluation:
             f"{store.steps[first]} and {store.steps[last]}"
         )
     own = None if fit is None else GateRule("rsq", fit.rsq_threshold)
-    gate = asked if request.has_gate or estimator.is_pair else own
+    gate = asked if request.has_gate or estimator.gates_itself else own
+    null = null_median(fit.record.steps) if fit is not None and estimator.name == "shrunk" else 0.0
     template = (
         template_of_step(store, last)
         if request.like is None
@@ -118,7 +120,10 @@ def resolve(request: Request) -> Evaluation:
         fit_digest="" if fit is None else fit_digest(fit),
         estimator=estimator,
         points=Points(
-            int(store.steps[first]), int(store.steps[last]), 0.0 if fit is None else fit.x_mean
+            int(store.steps[first]),
+            int(store.steps[last]),
+            0.0 if fit is None else fit.x_mean,
+            1.0 if null is None else null,
         ),
         first=first,
         last=last,
@@ -128,6 +133,8 @@ def resolve(request: Request) -> Evaluation:
         tensors=tuple(rules.items()),
         device=device,
     )
+    if fit is not None:
+        fit.check_keeps(rule.reads)
     return Evaluation(rule, store, fit, template, rules)
 
 

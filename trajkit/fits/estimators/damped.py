@@ -1,4 +1,4 @@
-"""``damped``: anchored, over a part of the horizon."""
+"""``damped``: anchored, over a multiple of the horizon."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,7 +22,7 @@ class Damped(FromSlope):
     formula: ClassVar[str] = "last + slope (L h)"
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter(
-            "damping", "L", f"the horizon is multiplied by this (default {DEFAULT_DAMPING})", 0, 1
+            "damping", "L", f"the horizon is multiplied by this (default {DEFAULT_DAMPING})", 0, 2
         ),
     )
 

@@ -47,6 +47,8 @@ class Points:
     """x_b, and x_T"""
     x_mean: float = 0.0
     """x̄ of the fit's window"""
+    null_rsq: float = 0.0
+    """median R² of a driftless walk on that window; 0 where no estimator asks for it"""
 
     @property
     def span(self) -> int:
@@ -62,7 +64,7 @@ class Values:
     fit: Mapping[str, Array]
     """the fit's arrays that are read, by name, [N] each"""
     first: Array
-    """bits of the checkpoint a, unsigned [N]; the last one's where no pair is read"""
+    """bits of the checkpoint a, unsigned [N]; the last one's where it is not read"""
     last: Array
     """bits of the checkpoint b, and what held elements keep, unsigned [N]"""
 
@@ -80,10 +82,10 @@ class Parameter:
     def check(self, value: float) -> None:
         """Raise :class:`InvalidInput` for a number that makes no sense.
 
-        >>> Parameter("damping", "L", "", 0, 1).check(2)
+        >>> Parameter("damping", "L", "", 0, 2).check(3)
         Traceback (most recent call last):
         ...
-        trajkit.errors.InvalidInput: damping must lie in [0, 1], not 2
+        trajkit.errors.InvalidInput: damping must lie in [0, 2], not 3
         """
         if not isfinite(value):
             raise InvalidInput(f"{self.name} must be a finite number, not {value}")
@@ -105,6 +107,10 @@ class Estimator(Protocol):
     """the option without which it has no target"""
     is_pair: ClassVar[bool]
     """whether it reads two checkpoints, and needs no fit unless a gate does"""
+    reads_first: ClassVar[bool]
+    """whether it reads the checkpoint a"""
+    gates_itself: ClassVar[bool]
+    """whether every element may move unless a gate is asked for"""
     reads: ClassVar[tuple[str, ...]]
     """the fit's arrays that it reads, beside those of its gate"""
 

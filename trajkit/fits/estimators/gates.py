@@ -1,9 +1,15 @@
-"""Which elements may move, as people write it: ``rsq:0.7``, ``none``."""
+"""Which elements may move, as people write it: ``rsq:0.7``, ``t:3``, ``none``."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import TYPE_CHECKING
 
 from trajkit.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from trajkit.arrays import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,15 +17,19 @@ class Score:
     """A number of each element that a gate can ask for."""
 
     array: str
-    """the fit's array that holds it, float32 [N]"""
+    """the fit's array that holds it, float [N]"""
     title: str
     low: float
     high: float
     """the thresholds that make sense"""
+    example: float
+    is_signed: bool = False
+    """whether its absolute value is compared"""
 
 
 SCORES = {
-    "rsq": Score("rsq", "R²", 0.0, 1.0),
+    "rsq": Score("rsq", "R²", 0.0, 1.0, 0.7),
+    "t": Score("drift_t", "|t| of the drift", 0.0, 65504.0, 3.0, is_signed=True),
 }
 """the scores a gate can be put to; a new one is a line here and an array of the fit"""
 
@@ -56,6 +66,11 @@ class GateRule:
         """The fit's array that is compared."""
         return SCORES[self.score].array
 
+    def of(self, values: Array) -> Array:
+        """What is compared, float32 [N], from what is kept in that array."""
+        size = abs(values) if SCORES[self.score].is_signed else values
+        return size.astype("float32", copy=False)
+
     def describe(self) -> str:
         """The rule for people."""
         return f"{SCORES[self.score].title} above {self.threshold:g}"
@@ -78,7 +93,7 @@ def parse_gate(text: str) -> GateRule | None:
     except ValueError:
         threshold = float("nan")
     if not colon or threshold != threshold:
-        example = ", ".join(f"{name}:{s.high * 0.7:g}" for name, s in SCORES.items())
+        example = ", ".join(f"{name}:{s.example:g}" for name, s in SCORES.items())
         raise InvalidInput(
             f"not a gate: {text!r}; write SCORE:THRESHOLD such as {example}, or none"
         )

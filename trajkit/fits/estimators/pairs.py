@@ -18,6 +18,8 @@ class FromPair:
 
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     is_pair: ClassVar[bool] = True
+    reads_first: ClassVar[bool] = True
+    gates_itself: ClassVar[bool] = True
     asks_for: ClassVar[str] = "--steps"
     reads: ClassVar[tuple[str, ...]] = ()
     from_last: ClassVar[bool] = False

@@ -18,6 +18,8 @@ class FromSlope:
 
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     is_pair: ClassVar[bool] = False
+    reads_first: ClassVar[bool] = False
+    gates_itself: ClassVar[bool] = False
     asks_for: ClassVar[str] = "--steps"
     reads: ClassVar[tuple[str, ...]] = ("last", "slope")
     base: ClassVar[Literal["last", "mean"]] = "last"

@@ -9,13 +9,19 @@ from trajkit.fits.estimators.damped import Damped
 from trajkit.fits.estimators.estimator import Estimator, Parameter
 from trajkit.fits.estimators.expo import Expo
 from trajkit.fits.estimators.line import Line
+from trajkit.fits.estimators.mean import Mean
+from trajkit.fits.estimators.shrunk import Shrunk
 from trajkit.fits.estimators.two_point import TwoPoint
+from trajkit.fits.estimators.wiener import Wiener
 
 _CLASSES: tuple[type[Any], ...] = (
     Anchored,
     Line,
     TwoPoint,
     Damped,
+    Shrunk,
+    Wiener,
+    Mean,
     Expo,
 )
 ESTIMATORS: dict[str, type[Any]] = {c.name: c for c in _CLASSES}
