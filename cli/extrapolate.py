@@ -77,7 +77,8 @@ def _describe_estimators() -> str:
     "--rsq-threshold",
     type=click.FloatRange(0, 1),
     metavar="R",
-    help="Hold elements with R² not above this (default: the fit's own for anchored, line, damped; else none).",
+    help="Hold elements with R² not above this (default: the fit's own with anchored, line and "
+    "damped; none with others).",
 )
 @click.option(
     "--gate",

@@ -36,4 +36,5 @@ class Wiener(Weighted):
         """1 - 1/t², float32."""
         del points
         t = values.fit["drift_t"].astype("float32")
-        return 1 - 1 / (t * t)
+        weight: Array = 1 - 1 / (t * t)
+        return weight
