@@ -20,6 +20,7 @@ from trajkit.arrays import DTYPES
 from trajkit.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from trajkit.checkpoints.header import HalfWritten, read_into
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
+from trajkit.remote.source import LocalFile
 
 SETTINGS = settings(
     deadline=None,
@@ -35,7 +36,7 @@ def read(checkpoint: Checkpoint, entry: TensorEntry) -> np.ndarray:
     raw = bytearray(entry.n_bytes)
     fd = os.open(checkpoint.files[entry.file].path, os.O_RDONLY)
     try:
-        read_into(fd, memoryview(raw), entry.begin)
+        read_into(LocalFile(fd), memoryview(raw), entry.begin)
     finally:
         os.close(fd)
     return np.frombuffer(raw, DTYPES[entry.dtype].scalar).reshape(entry.shape)
@@ -389,11 +390,11 @@ def test_read_into_goes_on_after_short_reads(tmp_path: Path, offset: int, n: int
         patch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:step]], at))
         try:
             if offset + n <= len(content) or n == 0:
-                read_into(fd, memoryview(buffer), offset)
+                read_into(LocalFile(fd), memoryview(buffer), offset)
                 assert n == 0 or buffer == content[offset : offset + n]
             else:
                 with pytest.raises(HalfWritten, match=f"shard: .*{offset + n} expected"):
-                    read_into(fd, memoryview(buffer), offset, "shard")
+                    read_into(LocalFile(fd), memoryview(buffer), offset, "shard")
         finally:
             os.close(fd)
 
@@ -402,8 +403,8 @@ def test_read_into_fills_arrays_of_any_shape(tmp_path: Path):
     (tmp_path / "bytes").write_bytes(bytes(range(32)))
     out = np.zeros((2, 3), np.uint32)
     fd = os.open(tmp_path / "bytes", os.O_RDONLY)
-    read_into(fd, memoryview(out), 4)
-    read_into(fd, memoryview(np.zeros((0, 3), np.uint32)), 4)
+    read_into(LocalFile(fd), memoryview(out), 4)
+    read_into(LocalFile(fd), memoryview(np.zeros((0, 3), np.uint32)), 4)
     os.close(fd)
     assert out.tobytes() == bytes(range(4, 28))
 
@@ -414,4 +415,4 @@ def test_read_into_reports_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(StorageError, match="shard: cannot be read: Input/output error"):
-        read_into(0, memoryview(bytearray(4)), 0, "shard")
+        read_into(LocalFile(0, "shard"), memoryview(bytearray(4)), 0, "shard")

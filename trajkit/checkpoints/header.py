@@ -13,7 +13,7 @@ What MUST hold, or the file is refused with one line naming file and tensor:
   are harmless, because no tensor name becomes a path anywhere in trajkit.
 
 Files are opened without following a link out of the checkpoint's own folder, and only if they are
-regular files. Reads are plain ``os.preadv``: no mmap, so memory is bounded and measured. Nothing is
+regular files. Reads are plain ``preadv``: no mmap, so memory is bounded and measured. Nothing is
 ever unpickled.
 """
 
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from trajkit.arrays import by_code
-from trajkit.disk import open_file
 from trajkit.errors import FormatError, StorageError, Unsupported
 from trajkit.parse import MAX_NAME_CHARACTERS, parse_object
+from trajkit.remote.source import ByteSource, LocalFile
 from trajkit.text import quoted, shown
 
 MAX_HEADER_BYTES = 100_000_000
@@ -66,13 +66,13 @@ def read_header(root: Path, name: str) -> tuple[CheckpointFile, list[StoredTenso
     broken, :class:`Unsupported` for a dtype trajkit lacks, :class:`StorageError` if unreadable.
     """
     where = shown(root / name)
-    fd, size = _open(root, name)
-    try:
+    with _open(root, name) as file:
+        size = file.size
         if size < 8:
             found = "is empty" if size == 0 else f"is cut: 8 bytes of length expected, found {size}"
             raise HalfWritten(f"{where}: {found}")
         start = bytearray(8)
-        read_into(fd, memoryview(start), 0, where)
+        read_into(file, memoryview(start), 0, where)
         length = int.from_bytes(start, "little")
         if start == b"version ":
             raise FormatError(f"{where}: is a git-lfs pointer, not weights; run: git lfs pull")
@@ -90,9 +90,7 @@ def read_header(root: Path, name: str) -> tuple[CheckpointFile, list[StoredTenso
                 f"{where}: is cut in its header: {8 + length} bytes expected, found {size}"
             )
         header = bytearray(length)
-        read_into(fd, memoryview(header), 8, where)
-    finally:
-        os.close(fd)
+        read_into(file, memoryview(header), 8, where)
     raw = bytes(header)
     tensors = check_header(raw, where, size)
     return CheckpointFile(name, root / name, raw, 8 + length, size), tensors
@@ -109,41 +107,32 @@ def check_header(raw: bytes, where: str, size: int | None = None) -> list[Stored
 def read_small(root: Path, name: str) -> bytes:
     """Read a whole small file (an index) of folder `root`; at most 100 MB."""
     where = shown(root / name)
-    fd, size = _open(root, name)
-    try:
+    with _open(root, name) as file:
+        size = file.size
         if size > MAX_HEADER_BYTES:
             raise FormatError(f"{where}: {size} bytes, more than the {MAX_HEADER_BYTES} allowed")
         if size == 0:
             raise HalfWritten(f"{where}: is empty")
         content = bytearray(size)
-        read_into(fd, memoryview(content), 0, where)
+        read_into(file, memoryview(content), 0, where)
         return bytes(content)
-    finally:
-        os.close(fd)
 
 
-def read_into(fd: int, buffer: memoryview, offset: int, name: str = "the file") -> None:
-    """Fill `buffer` (writable, contiguous) with the bytes of `fd` from byte `offset` on.
+def read_into(source: ByteSource, buffer: memoryview, offset: int, name: str = "the file") -> None:
+    """Fill `buffer` (writable, contiguous) with the bytes of `source` from byte `offset` on.
 
-    Goes on after short reads and signals. Raises :class:`HalfWritten` where the file ends first (it
-    was cut while being read) and :class:`StorageError` where the disk refuses; `name` is what the
-    message calls the file.
+    Raises :class:`HalfWritten` where the source ends first (it was cut while being read) and
+    :class:`StorageError` where it cannot be read; `name` is what the message calls it.
     """
     if buffer.nbytes == 0:
         return
     view = buffer.cast("B")
-    done = 0
-    while done < len(view):
-        try:
-            n = os.preadv(fd, [view[done:]], offset + done)  # retries EINTR itself (PEP 475)
-        except OSError as error:
-            raise StorageError(f"{name}: cannot be read: {error.strerror}") from error
-        if n == 0:
-            raise HalfWritten(
-                f"{name}: ends before byte {offset + done + 1}, {offset + len(view)} expected; "
-                "it was cut while being read"
-            )
-        done += n
+    done = source.read_into(offset, view)
+    if done < len(view):
+        raise HalfWritten(
+            f"{name}: ends before byte {offset + done + 1}, {offset + len(view)} expected; "
+            "it was cut while being read"
+        )
 
 
 def is_folder(path: Path) -> bool:
@@ -182,14 +171,13 @@ def find_file(root: Path, name: str) -> tuple[Path, int]:
     return real, status.st_size
 
 
-def _open(root: Path, name: str) -> tuple[int, int]:
-    """Open a regular file inside `root`; gives the descriptor and the file's size."""
+def _open(root: Path, name: str) -> LocalFile:
+    """Open a regular file inside `root`."""
     real = find_file(root, name)[0]
     try:
-        fd = open_file(real)
+        return LocalFile.open(real, shown(root / name))
     except OSError as error:
         raise StorageError(f"{shown(root / name)}: cannot be opened: {error.strerror}") from error
-    return fd, os.fstat(fd).st_size
 
 
 def _check_tensors(

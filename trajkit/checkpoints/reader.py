@@ -1,6 +1,5 @@
 """One checkpoint read as flat vectors, range by range."""
 
-import os
 from collections.abc import Iterator, Mapping
 from threading import Lock
 from typing import Self
@@ -12,8 +11,8 @@ from trajkit.checkpoints.cast import convert_bits, stored_dtype
 from trajkit.checkpoints.checkpoint import Checkpoint, HalfWritten, TensorEntry, read_into
 from trajkit.checkpoints.layout import CHUNK_ELEMENTS, FlatVector, Span, TensorInfo, lay_out
 from trajkit.checkpoints.tied import _COMPARE_BYTES, match_tensors
-from trajkit.disk import open_file
 from trajkit.errors import Mismatch, NotFound, StorageError
+from trajkit.remote.source import ByteSource, LocalFile
 
 
 def lay_out_checkpoint(
@@ -37,7 +36,7 @@ class FlatReader:
     ) -> None:
         self.checkpoint = checkpoint
         self.cast = cast
-        self._fds: dict[int, int] = {}
+        self._sources: dict[int, ByteSource] = {}
         self._marks: dict[int, tuple[int, int]] = {}
         self._lock = Lock()
         wanted = {t.name: t for v in vectors.values() for t in v.tensors}
@@ -48,9 +47,9 @@ class FlatReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        for source in self._sources.values():
+            source.close()
+        self._sources.clear()
 
     def fill(self, dtype: str, start: int, stop: int, out: Array) -> None:
         """Fill ``out`` (unsigned [stop - start]) with bits [start, stop) of a vector."""
@@ -73,8 +72,8 @@ class FlatReader:
         Raises:
             HalfWritten: one was; what was read of it may be neither the old nor the new content.
         """
-        for file, fd in self._fds.items():
-            if _mark(fd) != self._marks[file]:
+        for file, source in self._sources.items():
+            if source.mark() != self._marks[file]:
                 raise HalfWritten(
                     f"{self.checkpoint.files[file].path}: changed while it was being read; "
                     "nothing of this checkpoint is kept: run again when it is complete"
@@ -98,8 +97,8 @@ class FlatReader:
             for at in range(0, a.n_bytes, _COMPARE_BYTES):
                 n = min(_COMPARE_BYTES, a.n_bytes - at)
                 parts = np.empty((2, n), np.uint8)
-                read_into(self._fd(a.file), parts[0].data, a.begin + at)
-                read_into(self._fd(b.file), parts[1].data, b.begin + at)
+                read_into(self._source(a.file), parts[0].data, a.begin + at)
+                read_into(self._source(b.file), parts[1].data, b.begin + at)
                 if not np.array_equal(parts[0], parts[1]):
                     raise Mismatch(
                         f"{self.checkpoint.root}: tensor {alias!r} is not in the store and differs "
@@ -136,23 +135,23 @@ class FlatReader:
         source = DTYPES[entry.dtype]
         offset = entry.begin + start * source.itemsize
         if source.name == info.dtype:
-            read_into(self._fd(entry.file), out.view(np.uint8).data, offset)
+            read_into(self._source(entry.file), out.view(np.uint8).data, offset)
             return
         raw = np.empty(len(out), source.bits)
-        read_into(self._fd(entry.file), raw.view(np.uint8).data, offset)
+        read_into(self._source(entry.file), raw.view(np.uint8).data, offset)
         out[:] = convert_bits(raw, source, DTYPES[info.dtype])
 
-    def _fd(self, file: int) -> int:
+    def _source(self, file: int) -> ByteSource:
         with self._lock:
-            if file not in self._fds:
+            if file not in self._sources:
                 self._open(file)
-            return self._fds[file]
+            return self._sources[file]
 
     def _open(self, file: int) -> None:
         """Open a file of the checkpoint and check that it is the one whose header was read."""
         known = self.checkpoint.files[file]
         try:
-            fd = open_file(known.path)
+            source = LocalFile.open(known.path)
         except FileNotFoundError:
             raise NotFound(
                 f"{known.path}: removed since the checkpoint was opened; run again to go on with "
@@ -160,14 +159,8 @@ class FlatReader:
             ) from None
         except OSError as error:
             raise StorageError(f"{known.path}: {error.strerror or error}") from error
-        self._fds[file], self._marks[file] = fd, _mark(fd)
+        self._sources[file], self._marks[file] = source, source.mark()
         header = bytearray(len(known.header))
-        read_into(fd, memoryview(header), 8, str(known.path))
-        if self._marks[file][0] != known.size or header != known.header:
+        read_into(source, memoryview(header), 8, str(known.path))
+        if source.size != known.size or header != known.header:
             raise HalfWritten(f"{known.path}: changed since its header was read; run again")
-
-
-def _mark(fd: int) -> tuple[int, int]:
-    """What shows that a file was written to: (size, time of the last change)."""
-    status = os.fstat(fd)
-    return status.st_size, status.st_mtime_ns

@@ -11,9 +11,8 @@ end, then an index of (offset, length) pairs, little-endian uint64, then the ind
 Every byte of it is under a checksum.
 """
 
-import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,9 @@ import numpy as np
 import xxhash
 
 from trajkit.arrays import Array
-from trajkit.disk import canonical_json, disk_errors, open_file, replace_file
+from trajkit.disk import canonical_json, disk_errors, replace_file
 from trajkit.errors import FormatError, StorageError, TrajkitError
+from trajkit.remote.source import ByteSource, LocalFile, read_bytes
 from trajkit.store.codecs import Codec, PlainCodec, without_checksum
 from trajkit.store.native import read_rows
 
@@ -54,6 +54,10 @@ class ZArray:
     codec: Codec
     rows: int | None = None
     dimension_names: tuple[str, ...] = ("element",)
+    open_source: Callable[[str], ByteSource] = field(
+        default=LocalFile.open, repr=False, compare=False
+    )
+    """opens a shard file by its path; raises OSError where there is none"""
     _indexes: "OrderedDict[tuple[int, int], Array]" = field(
         default_factory=OrderedDict, repr=False, compare=False
     )
@@ -141,15 +145,16 @@ class ZArray:
         """
         s, inner = divmod(k, self.shard_chunks)
         path = self._shard_path(row, s)
-        with reading(path) as fd:
-            place = self._index(fd, path, row, s)[inner]
-            if read_rows(self.codec, [fd], place.view(np.int64).reshape(1, 2), out.reshape(1, -1)):
+        with self.reading(path) as source:
+            place = self._index(source, path, row, s)[inner]
+            row_TN, places_T2 = out.reshape(1, -1), place.view(np.int64).reshape(1, 2)
+            if read_rows(self.codec, [source.fd], places_T2, row_TN):
                 return
             offset, n_bytes = place.tolist()
             try:
-                if offset + n_bytes > os.fstat(fd).st_size:  # also: marked as missing
+                if offset + n_bytes > source.size:  # also: marked as missing
                     raise FormatError("the file ends before it does")
-                self.codec.decode(os.pread(fd, n_bytes, offset), out)
+                self.codec.decode(read_bytes(source, offset, n_bytes), out)
             except FormatError as error:
                 raise FormatError(f"{path}: chunk {k}: {error}") from error
 
@@ -165,20 +170,20 @@ class ZArray:
         """Check that a row's files could hold it, before memory is taken for so many chunks.
 
         Raises:
-            FormatError: a shard file is missing, or all are too small. StorageError: the disk
-                refused to look.
+            FormatError: a shard file is missing, or all are too small (the last is named).
+                StorageError: the disk refused to look.
         """
         held = 0
         for path in self.shard_paths(row):
-            with refusals(str(path)):
-                held += path.stat().st_size
+            with self.reading(str(path)) as source:
+                held += source.size
         least = self.n_chunks * _INDEX_ENTRY_BYTES
         if isinstance(self.codec, PlainCodec):
             least += self.n_chunks * self.chunk * self.dtype.itemsize
         if held < least:
             raise FormatError(
-                f"{self.row_path(row)}: {held} bytes cannot hold {self.n_chunks} chunks of "
-                f"{self.chunk} elements"
+                f"{path}: {held} bytes, with the row's other files, cannot hold {self.n_chunks} "
+                f"chunks of {self.chunk} elements"
             )
 
     def check_shard(self, row: int, s: int) -> None:
@@ -188,9 +193,9 @@ class ZArray:
             FormatError: it is not. StorageError: the disk refused to read it.
         """
         path = self._shard_path(row, s)
-        with reading(path) as fd:
-            index = self._index(fd, path, row, s, cached=False)
-            size = os.fstat(fd).st_size
+        with self.reading(path) as source:
+            index = self._index(source, path, row, s, cached=False)
+            size = source.size
         used = index[index[:, 0] != MISSING].astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(used[:, 1])])
         body = size - len(index) * _INDEX_ENTRY_BYTES - 4
@@ -204,16 +209,19 @@ class ZArray:
             StorageError: one is missing, or cannot be read.
         """
         found = xxhash.xxh3_128()
+        buffer = memoryview(bytearray(_HASHED_BYTES))
         for path in self.shard_paths(row):
             try:
-                with reading(str(path)) as fd:
-                    while content := os.read(fd, _HASHED_BYTES):
-                        found.update(content)
+                with self.reading(str(path)) as source:
+                    at = 0
+                    while n_bytes := source.read_into(at, buffer):
+                        found.update(buffer[:n_bytes])
+                        at += n_bytes
             except FormatError as error:
                 raise StorageError(str(error)) from None
         return found.hexdigest()
 
-    def _index(self, fd: int, path: str, row: int, s: int, cached: bool = True) -> Array:
+    def _index(self, source: ByteSource, path: str, row: int, s: int, cached: bool = True) -> Array:
         """The shard's index, uint64 [chunks a shard, 2]; those read last are kept."""
         key = (row, s)
         if cached:
@@ -222,11 +230,11 @@ class ZArray:
                     self._indexes.move_to_end(key)
                     return self._indexes[key]
         n_bytes = self.shard_chunks * _INDEX_ENTRY_BYTES + 4
-        size = os.fstat(fd).st_size
+        size = source.size
         if size < n_bytes:
             raise FormatError(f"{path}: {size} bytes are fewer than the shard's index")
         try:
-            body = without_checksum(os.pread(fd, n_bytes, size - n_bytes))
+            body = without_checksum(read_bytes(source, size - n_bytes, n_bytes))
         except FormatError as error:
             raise FormatError(f"{path}: shard index: {error}") from error
         index = np.frombuffer(body, "<u8").reshape(-1, 2)
@@ -235,6 +243,16 @@ class ZArray:
             while len(self._indexes) * n_bytes > _CACHED_INDEX_BYTES:
                 self._indexes.popitem(last=False)
         return index
+
+    @contextmanager
+    def reading(self, path: str) -> Iterator[ByteSource]:
+        """A shard file to read from; what the system refuses becomes one line."""
+        with refusals(path):
+            source = self.open_source(path)
+            try:
+                yield source
+            finally:
+                source.close()
 
 
 @contextmanager
@@ -248,14 +266,3 @@ def refusals(path: str) -> Iterator[None]:
         if isinstance(error, TrajkitError):
             raise
         raise StorageError(f"{path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def reading(path: str) -> Iterator[int]:
-    """A descriptor of a shard file to read from; what the system refuses becomes one line."""
-    with refusals(path):
-        fd = open_file(path)
-        try:
-            yield fd
-        finally:
-            os.close(fd)

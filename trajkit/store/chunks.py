@@ -1,6 +1,5 @@
 """Many chunks of one array, read in one call that holds no lock."""
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from threading import Lock
@@ -8,8 +7,8 @@ from threading import Lock
 import numpy as np
 
 from trajkit.arrays import Array
-from trajkit.disk import open_file
-from trajkit.store.array import ZArray, reading, refusals
+from trajkit.remote.source import ByteSource
+from trajkit.store.array import ZArray, refusals
 from trajkit.store.native import read_rows
 
 KEPT_OPEN = 256
@@ -28,7 +27,7 @@ class ChunkReader:
         self.array = array
         self.kept_open = kept_open
         self.at_once = at_once
-        self._open: dict[tuple[int, int], int] = {}
+        self._open: dict[tuple[int, int], ByteSource] = {}
         self._lock = Lock()
 
     def __enter__(self) -> "ChunkReader":
@@ -40,7 +39,7 @@ class ChunkReader:
     def close(self) -> None:
         """Close the files; a read opens them again."""
         while self._open:
-            os.close(self._open.popitem()[1])
+            self._open.popitem()[1].close()
 
     def read_rows(self, rows: range, k: int, out_TN: Array) -> None:
         """Fill ``out_TN`` [T, C], contiguous, with chunk ``k`` of T rows.
@@ -63,13 +62,14 @@ class ChunkReader:
         """Fill rows from files that are open at the same time."""
         array = self.array
         places_T2 = np.empty((len(cells), 2), np.int64)
-        fds = []
+        sources: list[ByteSource] = []
         with ExitStack() as stack:
             for t, (row, k) in enumerate(cells):
                 s, inner = divmod(k, array.shard_chunks)
-                fds.append(self._descriptor(row, s, stack))
+                sources.append(self._source(row, s, stack))
                 path = array._shard_path(row, s)
-                places_T2[t] = array._index(fds[t], path, row, s)[inner].view(np.int64)
+                places_T2[t] = array._index(sources[t], path, row, s)[inner].view(np.int64)
+            fds = [source.fd for source in sources]
             done = 0
             while done < len(cells):
                 done += read_rows(array.codec, fds[done:], places_T2[done:], out_TN[done:])
@@ -77,12 +77,12 @@ class ChunkReader:
                     array.read_chunk(*cells[done], out_TN[done])
                     done += 1
 
-    def _descriptor(self, row: int, s: int, stack: ExitStack) -> int:
-        """A descriptor of a shard file: kept open, or until the stack is left."""
+    def _source(self, row: int, s: int, stack: ExitStack) -> ByteSource:
+        """A shard file: kept open, or until the stack is left."""
         path = self.array._shard_path(row, s)
         with self._lock:
-            fd = self._open.get((row, s))
-            if fd is None and len(self._open) < self.kept_open:
+            source = self._open.get((row, s))
+            if source is None and len(self._open) < self.kept_open:
                 with refusals(path):
-                    fd = self._open[row, s] = open_file(path)
-        return stack.enter_context(reading(path)) if fd is None else fd
+                    source = self._open[row, s] = self.array.open_source(path)
+        return stack.enter_context(self.array.reading(path)) if source is None else source

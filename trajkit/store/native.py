@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
@@ -105,12 +106,12 @@ def _typed(function: Any, result: Any, *arguments: Any) -> Any:
     return ctypes.CFUNCTYPE(result, *arguments)(address)
 
 
-def read_rows(codec: Codec, fds: list[int], places_T2: Array, out_TN: Array) -> int:
+def read_rows(codec: Codec, fds: Sequence[int | None], places_T2: Array, out_TN: Array) -> int:
     """Fill rows with one chunk each; how many, up to the first that is not as it should be.
 
     Args:
         codec: of all of them.
-        fds: descriptors of the files, [T].
+        fds: descriptors of the files, [T]; where one has none, nothing is read here.
         places_T2: (offset, bytes) in their files, integers [T, 2].
         out_TN: contiguous [T, C] of the array's dtype.
 
@@ -118,7 +119,7 @@ def read_rows(codec: Codec, fds: list[int], places_T2: Array, out_TN: Array) -> 
         Scratch, kept by the thread: one row and one coded chunk.
     """
     reader = find_reader()
-    if reader is None or out_TN.size == 0:
+    if reader is None or out_TN.size == 0 or None in fds:
         return 0
     scratch = None
     if isinstance(codec, BloscCodec):
