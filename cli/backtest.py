@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trajkit.cli.console import Console
+from trajkit.cli.console import Console, spell
 from trajkit.cli.options import example, memory_option, speaking, store_option
 
 
@@ -83,7 +83,8 @@ def backtest_command(
         console.say(line)
     console.say(found.sentence)
     console.next_command(
-        "trajkit report", "trajkit extrapolate --estimator auto --steps +N -o out/"
+        spell("report", store=store),
+        spell("extrapolate", "--estimator", "auto", "--steps", "+N", "-o", "out/", store=store),
     )
     if fail_below is not None:
         ratios = [c["honest_ratio"] for c in record["best"] if c["honest_ratio"] is not None]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from trajkit.cli.console import Console
+from trajkit.cli.console import Console, spell
 from trajkit.cli.options import example, memory_option, speaking, store_option
 
 
@@ -79,4 +79,4 @@ def evidence_command(
     for m in judged:
         fell = "" if m.peak_step is None else f"; fell after step {m.peak_step}"
         console.say(f"  best step by {m.name}: {m.best_step} ({m.best:.4g}){fell}")
-    console.next_command("trajkit report")
+    console.next_command(spell("report", store=store))

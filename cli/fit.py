@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trajkit.cli.console import Console
+from trajkit.cli.console import Console, spell
 from trajkit.cli.options import (
     device_option,
     dry_run_option,
@@ -176,7 +176,16 @@ def fit_command(
         console.warn(f"NaN or Inf in {', '.join(names[:5])}{' and more' if names[5:] else ''}")
     last, span = int(result.steps[-1]), int(result.steps[-1] - result.steps[0])
     console.next_command(
-        f"trajkit extrapolate --steps {last + max(span // 4, 1)} -o out/", "trajkit report"
+        spell(
+            "extrapolate",
+            "--steps",
+            str(last + max(span // 4, 1)),
+            "-o",
+            "out/",
+            store=store,
+            fit=name,
+        ),
+        spell("report", store=store, fit=name),
     )
 
 

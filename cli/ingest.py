@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from trajkit.cli.console import Console
+from trajkit.cli.console import Console, spell
 from trajkit.cli.options import (
     dry_run_option,
     example,
@@ -151,5 +151,5 @@ def ingest_command(
         )
     if result.interrupted:
         return 130
-    console.next_command("trajkit fit --rsq-threshold 0.7")
+    console.next_command(spell("fit", "--rsq-threshold", "0.7", store=store))
     return 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from trajkit.cli.console import Console
+from trajkit.cli.console import Console, spell
 from trajkit.cli.options import (
     example,
     force_option,
@@ -132,4 +132,6 @@ def logprobs_command(
         f"{last.argmax_changed_to_base:.1%}"
     )
     if out is None:
-        console.next_command(f"trajkit fit --outputs {result.name}", "trajkit report")
+        console.next_command(
+            spell("fit", "--outputs", result.name, store=store), spell("report", store=store)
+        )

@@ -68,6 +68,9 @@ def test_hints_say_what_one_does_next_on_a_terminal_only(store: Path, tmp_path: 
     hints = shown.split("next:")[1]
     assert f"pretrained={out}" in hints
     assert f"serve {out}" in hints
+    _, shown = on_a_terminal("fit", "--name", "early", "--store", store)
+    hints = shown.split("next:")[1]
+    assert f"--store {store} --fit early" in " ".join(hints.split())
     command = [TRAJKIT, "extrapolate", "--steps", "26", "-o", tmp_path / "two", "--store", store]
     piped = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert "next:" not in piped.stdout + piped.stderr
