@@ -67,10 +67,11 @@ def _describe_estimators() -> str:
 @store_option
 @click.option(
     "--estimator",
-    type=click.Choice(list(ESTIMATORS)),
+    type=click.Choice([*ESTIMATORS, "auto"]),
     default=DEFAULT_ESTIMATOR,
     show_default=True,
-    help=f"How a value is extended beyond the window: {_describe_estimators()}.",
+    help=f"How a value is extended beyond the window: {_describe_estimators()}; auto: what the run's "
+    "backtest says for the horizon.",
 )
 @parameter_options
 @click.option(
@@ -112,6 +113,9 @@ def _describe_estimators() -> str:
 )
 @device_option("cpu")
 @click.option("--check", is_flag=True, help="Load the result with transformers, without weights.")
+@click.option(
+    "--strict", is_flag=True, help="auto: refuse to go beyond what the backtest bears out."
+)
 @force_option
 @memory_option
 @dry_run_option
@@ -128,10 +132,12 @@ def extrapolate_command(
 
     One target goes to the output folder itself, several to step_X folders in it. The estimators
     anchored, line and damped follow the fitted lines; two-point and expo go through two
-    checkpoints. Elements that the fit does not explain keep their last value.
+    checkpoints; shrunk and wiener weigh each element; auto goes by the run's backtest. Elements that
+    the fit does not explain keep their last value.
     """
     if not steps and not any(options[name] is not None for name in ("alpha",)):
-        asked = ESTIMATORS[options["estimator"]].asks_for
+        own = ESTIMATORS.get(options["estimator"])
+        asked = "--steps" if own is None else own.asks_for
         raise click.UsageError(f"Missing option '{asked}'.")
     from trajkit.forecast.extrapolate import extrapolate, plan_extrapolate
     from trajkit.forecast.request import parse_steps

@@ -14,9 +14,10 @@ from test_extrapolate import read
 
 import trajkit
 from trajkit.disk import canonical_json
-from trajkit.errors import InvalidInput, Mismatch
+from trajkit.errors import FormatError, InvalidInput, Mismatch
 from trajkit.evidence.backtest import backtest
 from trajkit.evidence.candidates import Candidate, all_candidates
+from trajkit.evidence.kept import commit_backtest
 from trajkit.fits.estimators.gates import GateRule, parse_gate
 from trajkit.fits.fit import plan_fit
 from trajkit.fits.kept import read_fit
@@ -185,3 +186,71 @@ def test_gates_by_t_as_people_write_them() -> None:
     for text in ("t:-1", "t:inf", "t:nan", "t", "t:1e9"):
         with pytest.raises(InvalidInput):
             parse_gate(text)
+
+
+def test_auto_takes_what_the_backtest_says(tmp_path: Path) -> None:
+    store = make_store(tmp_path, "float32")
+    record = backtest(store, origins=1).record
+    last = AXIS[-1]
+    horizon = record["horizons"][0]
+    auto, plain = tmp_path / "auto", tmp_path / "plain"
+    result = trajkit.extrapolate(store, last + horizon, auto, estimator="auto")
+    why = json.loads((auto / "trajkit.json").read_text())["auto"]
+    assert why["horizon_judged"] == horizon
+    assert why["trust_horizon"] == record["trust_horizon"]
+    assert why["ratio"] == record["ratio"][why["rule"]][0]
+    written = {c.name: c for c in all_candidates()}
+    assert why["ratio"] == min(record["ratio"][name][0] for name in written)
+    trajkit.extrapolate(store, last + horizon, plain, **options_of(written[why["rule"]]))
+    assert np.array_equal(values_of(auto), values_of(plain))
+    assert "the run's backtest" in (auto / "README.md").read_text()
+    assert result.moved > 0
+    far = record["trust_horizon"] + 1000
+    with pytest.raises(InvalidInput, match="strict") as raised:
+        trajkit.extrapolate(store, last + far, tmp_path / "no", estimator="auto", strict=True)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "no").exists()
+    warned = trajkit.extrapolate(store, last + far, tmp_path / "far", estimator="auto").warnings
+    assert any("beat its last checkpoint" in line for line in warned)
+
+
+def test_auto_holds_where_holding_is_best(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(len(AXIS), 400)).cumsum(axis=0) * 1e-3
+    values[:, 0] = -0.0
+    write_values(tmp_path / "ckpts", AXIS, values, "float32")
+    trajkit.ingest(tmp_path / "ckpts", tmp_path / "s.zarr")
+    trajkit.fit(tmp_path / "s.zarr")
+    store = Store.open(tmp_path / "s.zarr")
+    record = dict(backtest(store, origins=1).record)
+    record["best"] = [
+        {**c, "rule": "hold", "estimator": "hold", "gate": None, "ratio": 1.0}
+        for c in record["best"]
+    ]
+    for key in ("table_sha256",):
+        record.pop(key)
+    commit_backtest(store, record, [{"tensor": "w", "horizon": 1}])
+    result = trajkit.extrapolate(store, 160, tmp_path / "out", estimator="auto")
+    assert any("those of the last checkpoint" in line for line in result.warnings)
+    assert result.moved == 0
+    bits = next(iter(read(tmp_path / "out").values()))
+    assert bits.tobytes() == trajkit.open(store.path).read("w", AXIS[-1]).tobytes()
+    broken = [{**c, "gate": 7, "estimator": "damped", "damping": "x"} for c in record["best"]]
+    commit_backtest(store, record | {"best": broken}, [{"tensor": "w", "horizon": 1}])
+    with pytest.raises(FormatError, match="run trajkit backtest again"):
+        trajkit.extrapolate(store, 160, tmp_path / "no", estimator="auto")
+
+
+def test_auto_without_a_backtest_or_with_another_s(tmp_path: Path) -> None:
+    store = make_store(tmp_path, "bfloat16")
+    result = trajkit.extrapolate(store, 170, tmp_path / "auto", estimator="auto")
+    trajkit.extrapolate(store, 170, tmp_path / "plain")
+    assert any("no backtest" in line for line in result.warnings)
+    assert np.array_equal(values_of(tmp_path / "auto"), values_of(tmp_path / "plain"))
+    for options in ({"gate": "t:3"}, {"damping": 0.5}, {"rsq_threshold": 0.5}, {"strict": True}):
+        with pytest.raises(InvalidInput):
+            trajkit.extrapolate(store, 170, tmp_path / "no", estimator="auto", **options)
+    with pytest.raises(InvalidInput, match="strict is of"):
+        trajkit.extrapolate(store, 170, tmp_path / "no", strict=True)
+    backtest(store, to_step=AXIS[-2])
+    with pytest.raises(Mismatch, match="run trajkit backtest"):
+        trajkit.extrapolate(store, 170, tmp_path / "no", estimator="auto")

@@ -603,7 +603,7 @@ def test_check_refuses_what_transformers_does_not_know(bf16: Trajectory, tmp_pat
 
 def test_estimators_are_those_of_the_command_line() -> None:
     (option,) = (o for o in cli.commands["extrapolate"].params if o.name == "estimator")
-    assert list(option.type.choices) == list(ESTIMATORS)  # type: ignore[attr-defined]
+    assert list(option.type.choices) == [*ESTIMATORS, "auto"]  # type: ignore[attr-defined]
 
 
 KILLS = """

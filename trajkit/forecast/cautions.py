@@ -7,7 +7,12 @@ from trajkit.forecast.result import Target
 
 def find_cautions(evaluation: Evaluation, target: Target) -> list[str]:
     """About one target: the fit's verdict, a horizon beyond the data, a name that is only a name."""
-    found = [*_of_verdict(evaluation), *_of_horizon(evaluation, target)]
+    chosen = evaluation.chosen
+    found = [
+        *(() if chosen is None else chosen.cautions),
+        *_of_verdict(evaluation),
+        *_of_horizon(evaluation, target),
+    ]
     return found + _of_name(evaluation, target)
 
 

@@ -11,6 +11,7 @@ from trajkit.fits.estimators.estimator import Estimator, Points, describe_parame
 from trajkit.fits.estimators.gates import GateRule
 from trajkit.fits.kept import Fit, fit_names, read_fit
 from trajkit.fits.window import choose_window, window_digest
+from trajkit.forecast.auto import Chosen, settle
 from trajkit.forecast.request import Request
 from trajkit.forecast.rules import assign_rules, parse_rule
 from trajkit.forecast.template import Template, float_dtypes, template_like, template_of_step
@@ -80,6 +81,8 @@ class Evaluation:
     template: Template
     rules: dict[str, str] = field(repr=False)
     """what happens to every tensor, by name"""
+    chosen: Chosen | None = None
+    """why this rule, where ``auto`` chose it"""
 
 
 def resolve(request: Request) -> Evaluation:
@@ -90,6 +93,7 @@ def resolve(request: Request) -> Evaluation:
             store holds, or ``like`` is of another model. InvalidInput: points in the wrong order, a
             pattern that matches nothing, no such device.
     """
+    request, chosen = settle(request)
     device, store = choose_device(request.device), as_store(request.traj)
     estimator, asked = request.make_estimator(), request.gate_asked()
     fit = _find_fit(store, request.fit, not estimator.is_pair or asked is not None)
@@ -135,7 +139,7 @@ def resolve(request: Request) -> Evaluation:
     )
     if fit is not None:
         fit.check_keeps(rule.reads)
-    return Evaluation(rule, store, fit, template, rules)
+    return Evaluation(rule, store, fit, template, rules, chosen)
 
 
 def fit_digest(fit: Fit) -> str:

@@ -56,6 +56,7 @@ def extrapolate(
     device: str = "cpu",
     check: bool = False,
     force: bool = False,
+    strict: bool = False,
     memory: str | int = DEFAULT_MEMORY_BYTES,
     progress: Progress | bool = False,
     **parameters: float | None,
@@ -72,7 +73,8 @@ def extrapolate(
         steps: target training steps, written in one pass. ``expo`` with ``alpha`` takes one at
             most, as a label; by default the step that alpha amounts to.
         out: folder to write; with several targets, ``out/step_X`` each.
-        estimator: ``anchored``, ``line``, ``two-point``, ``damped`` or ``expo``.
+        estimator: ``anchored``, ``line``, ``two-point``, ``damped``, ``shrunk``, ``wiener``,
+            ``mean`` or ``expo``; ``auto`` takes what the run's backtest says for the horizon.
         fit: a fit's name, or the fit.
         rsq_threshold: in place of the fit's own; the gate ``rsq:R``.
         gate: which elements may move: ``rsq:0.7``, or ``none``
@@ -91,9 +93,10 @@ def extrapolate(
             reading and writing; a device only takes the arithmetic off it.
         check: load each folder with transformers on the meta device before it gets its name.
         force: replace what trajkit wrote at the output paths; nothing else is.
+        strict: with ``auto``, refuse to go beyond the last horizon that beat the last checkpoint.
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
-        parameters: the estimator's own: ``damping`` (L of ``damped``, 0 to 1, default 0.3: the
+        parameters: the estimator's own: ``damping`` (L of ``damped``, 0 to 2, default 0.3: the
             horizon is multiplied by it), ``alpha`` (of ``expo``; default: what reaches the target's
             step).
 
@@ -114,7 +117,8 @@ def extrapolate(
     request = Request.make(
         traj, steps, out, estimator=estimator, fit=fit, rsq_threshold=rsq_threshold, gate=gate,
         from_step=from_step, to_step=to_step, tensors=tensors, rounding=rounding, seed=seed,
-        like=like, device=device, check=check, force=force, memory=memory, **parameters,
+        like=like, device=device, check=check, force=force, strict=strict, memory=memory,
+        **parameters,
     )  # fmt: skip
     with listening(progress) as subscriber:
         result = run(plan(request), subscriber)

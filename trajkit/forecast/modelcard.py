@@ -31,6 +31,7 @@ def write_card(
         ("beyond the last checkpoint used", f"{target['horizon']:+,} steps"),
         ("computed from", f"{len(steps)} checkpoints, steps {steps[0]:,} to {steps[-1]:,}"),
         ("estimator", f"`{provenance['estimator']}`{_describe(provenance['parameters'], target)}"),
+        *_rows_of_auto(provenance.get("auto")),
         ("gate", provenance.get("gate") or _describe_gate(provenance["rsq_threshold"])),
         ("elements moved", _share(target["moved"], elements)),
         ("held at their last value", _share(target["held"], elements)),
@@ -58,6 +59,23 @@ compare with the last trained checkpoint before you rely on them.
 
 {cautions}`trajkit.json` holds the same, with digests and versions.
 """
+
+
+def _rows_of_auto(auto: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Why the backtest took this rule."""
+    if auto is None:
+        return []
+    if "horizon_judged" not in auto:
+        return [("chosen by", "default: the run has no backtest")]
+    ratio, honest = auto["ratio"], auto["honest_ratio"]
+    error = "" if ratio is None else f": {ratio:.3f} of the error of keeping the last checkpoint"
+    if honest is not None:
+        error += f"; rules chosen beforehand: {honest:.3f}"
+    judged, trusted = auto["horizon_judged"], auto["trust_horizon"]
+    return [
+        ("chosen by", f"the run's backtest, `{auto['rule']}` at {judged:,} steps{error}"),
+        ("forecasts of this run beat its last checkpoint up to", f"{trusted:,} steps"),
+    ]
 
 
 def _front_matter(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> list[str]:

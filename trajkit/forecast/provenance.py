@@ -26,6 +26,7 @@ def describe_target(evaluation: Evaluation, request: Request, target: Target) ->
         "trajkit": trajkit.__version__,
         "target": shown,
         "estimator": rule.estimator.name,
+        **({} if evaluation.chosen is None else {"auto": dict(evaluation.chosen.record)}),
         "parameters": rule.parameters,
         **({} if rule.gate is None or by_rsq else {"gate": str(rule.gate)}),
         "rsq_threshold": rule.gate.threshold if rule.gate is not None and by_rsq else None,

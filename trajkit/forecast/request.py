@@ -14,6 +14,8 @@ from trajkit.fits.kept import Fit
 from trajkit.kernels.rounding import Rounding
 from trajkit.store.tensors import Source, as_store
 
+AUTO = "auto"
+"""in place of an estimator: what the backtest says (:mod:`trajkit.forecast.auto`)"""
 ROUNDINGS = ("nearest", "stochastic")
 MOST_DIGITS = 15
 """of a training step: beyond 2^53 a step is not itself in float64"""
@@ -47,6 +49,7 @@ class Request:
     device: str = "cpu"
     check: bool = False
     force: bool = False
+    strict: bool = False
     memory: str | int = DEFAULT_MEMORY_BYTES
 
     @classmethod
@@ -69,8 +72,9 @@ class Request:
         return cls(traj, several, None if out is None else Path(out), **asked)
 
     def __post_init__(self) -> None:
-        estimator = self.make_estimator()
-        if not estimator.is_pair and not (self.from_step is None and self.to_step is None):
+        self._check_auto()
+        is_pair = self.estimator != AUTO and self.make_estimator().is_pair
+        if not is_pair and not (self.from_step is None and self.to_step is None):
             raise InvalidInput(
                 "from_step and to_step select the points of two-point and expo, not of "
                 f"{self.estimator}; the window of a fit is chosen when it is made: trajkit fit "
@@ -91,6 +95,17 @@ class Request:
                 raise InvalidInput(
                     f"a training step has up to {MOST_DIGITS} digits; one given has more"
                 )
+
+    def _check_auto(self) -> None:
+        if self.estimator != AUTO:
+            if self.strict:
+                raise InvalidInput("strict is of the estimator auto, which goes by the backtest")
+            return
+        given = [name for name, value in self.parameters.items() if value is not None]
+        given += ["rsq_threshold"] * (self.rsq_threshold is not None)
+        given += ["gate"] * (self.gate is not None)
+        if given:
+            raise InvalidInput(f"auto takes its own {given[0]} from the backtest")
 
     def make_estimator(self) -> Estimator:
         """The estimator with its parameters."""
