@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from series_on_disk import TORCH_DTYPES, write_series
+from series_on_disk import TORCH_DTYPES, write_series, write_values
 
 import trajkit
 from trajkit.errors import AlreadyExists, InvalidInput, NotFound
@@ -542,3 +542,15 @@ def test_hostile_page_in_a_narrow_browser(tmp_path: Path) -> None:
     assert seen["rows"] == 50, "a page of rows at a time"
     assert len(seen["figures"]) == 6
     assert seen["overflow"] <= 0
+
+
+def test_weights_that_span_the_whole_range_of_float64(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    ends = np.array([1.7e308, -1.7e308, 5e-324, -0.0, 1e-300, 1.0, 1e300, -1e200])
+    walk = np.array([ends * f for f in (1.0, 0.5, -1.0, 0.25, 1.0, -0.5)])
+    walk[:, 5] += rng.normal(size=6)
+    write_values(tmp_path / "ckpts", range(0, 60, 10), walk, "float64")
+    trajkit.ingest(tmp_path / "ckpts", tmp_path / "s.zarr")
+    trajkit.fit(tmp_path / "s.zarr")
+    trajkit.report(tmp_path / "s.zarr", tmp_path / "page")
+    assert "</html>" in (tmp_path / "page" / "index.html").read_text()

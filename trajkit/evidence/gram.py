@@ -97,6 +97,10 @@ def plan_gram(vector: FlatVector, n_looked: int, n_frames: int, budget: int) -> 
     return plan_batch("evidence", count_workers(), *batches, bytes_a_worker, budget)
 
 
+LARGEST_CHANGE = 1e150
+"""elements of float64 that change by more are left out: their squares would leave float64"""
+
+
 def measure_grams(
     store: Store,
     vector: FlatVector,
@@ -169,6 +173,9 @@ def _read_changes(
             before = values
     with np.errstate(invalid="ignore", over="ignore"):
         unsound = ~np.isfinite(changes_KC.sum(axis=0))
+    if wide is np.float64:
+        unsound |= (np.abs(changes_KC) > LARGEST_CHANGE).any(axis=0)
+        changes_KC[:, unsound], moved_KC[:, unsound] = 0, False
     if unsound.any():
         bad = unsound & ~np.isfinite(changes_KC).all(axis=0)
         changes_KC[:, bad], moved_KC[:, bad] = 0, False

@@ -48,7 +48,8 @@ def measure_movement(values_TM: Array, weight: float = 1.0) -> Movement:
     Movement(changes_B=array([1., 0., 1.]), pairs=1.0, reversals=1.0)
     """
     finite_M = np.isfinite(values_TM).all(axis=0)
-    sign_TM = np.sign(np.diff(values_TM[:, finite_M], axis=0)).astype(np.int8)
+    before_TM, after_TM = values_TM[:-1, finite_M], values_TM[1:, finite_M]
+    sign_TM = (after_TM > before_TM).astype(np.int8) - (after_TM < before_TM).astype(np.int8)
     changes_M = np.count_nonzero(sign_TM, axis=0)
     last_M = np.zeros(sign_TM.shape[1], np.int8)
     reversals = 0
