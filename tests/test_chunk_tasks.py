@@ -63,8 +63,8 @@ def test_a_chunk_task_goes_to_another_process_and_gives_the_same_bits(store: Sto
     for a, b in zip(here, there, strict=True):
         assert a.coded == b.coded
         assert a.scalars == b.scalars
-        assert [info for info, _ in a.parts] == [info for info, _ in b.parts]
-        for (_, x), (_, y) in zip(a.parts, b.parts, strict=True):
+        assert [info for info, *_ in a.parts] == [info for info, *_ in b.parts]
+        for (_, *x), (_, *y) in zip(a.parts, b.parts, strict=True):
             assert pickle.dumps(x) == pickle.dumps(y)
 
 
@@ -121,7 +121,7 @@ def test_a_source_that_is_no_store_is_fitted_by_the_same_code(tmp_path: Path) ->
     options = replace(OPTIONS, keep_sums=False)
     job = VectorFit(InMemory(3), vector, window, 9, options, None)
     done = list(job.run(tmp_path, 2, silent))
-    assert [(info.name, stats.elements) for info, stats in done] == [("logp", 500)]
+    assert [(info.name, stats.elements) for info, stats, _ in done] == [("logp", 500)]
     expected = kernels.fit_frames(
         np.ascontiguousarray(source.values_TN.view(np.uint32)[:, :500]),
         np.ones(9, bool),

@@ -218,13 +218,13 @@ def test_a_fit_of_the_first_form_reads_as_it_did(store: Path) -> None:
 def test_an_extrapolation_never_mixes_two_fits(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = chunks_module.ChunkJob.run
+    run = chunks_module.Evaluator.run
 
-    def replace_and_run(self: chunks_module.ChunkJob, *arguments: object) -> object:
+    def replace_and_run(self: chunks_module.Evaluator, *arguments: object) -> object:
         trajkit.fit(store)
         return run(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(chunks_module.ChunkJob, "run", replace_and_run)
+    monkeypatch.setattr(chunks_module.Evaluator, "run", replace_and_run)
     with pytest.raises(Mismatch, match="replaced or dropped since it was opened"):
         trajkit.extrapolate(store, 100, tmp_path / "out")
     assert not (tmp_path / "out").exists()

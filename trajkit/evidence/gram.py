@@ -190,7 +190,8 @@ def _multiply(
     for span in vector.spans(*vector.chunk_span(k)):
         inside = slice(span.at, span.at + span.stop - span.start)
         changes_KN = changes_KC[:, inside]
-        gram_KK = _inner_products(changes_KN)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram_KK = _inner_products(changes_KN)
         if not _in_range(gram_KK):
             scale = float(np.abs(changes_KN).max(initial=0.0)) or 1.0
             unit_KN = changes_KN / changes_KN.dtype.type(scale)
