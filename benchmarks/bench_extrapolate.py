@@ -27,7 +27,7 @@ from settle import timed
 from synthetic import round_to_bf16
 
 import trajkit
-from trajkit.units import format_bytes
+from trajkit.text import format_bytes
 
 STEPS = (0, 100, 200)
 BLOCK_ELEMENTS = 1 << 22

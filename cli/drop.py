@@ -6,7 +6,7 @@ import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import example, speaking, store_option
-from trajkit.units import format_bytes
+from trajkit.text import format_bytes
 
 
 @click.command(

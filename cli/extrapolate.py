@@ -21,7 +21,7 @@ from trajkit.cli.options import (
 )
 from trajkit.defaults import DEFAULT_ESTIMATOR, DEFAULT_ROUNDING
 from trajkit.fits.estimators.table import ESTIMATORS, OWNERS, PARAMETERS
-from trajkit.units import count, format_bytes, format_rate, format_seconds
+from trajkit.text import count, format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from trajkit.forecast.result import ExtrapolatePlan, ExtrapolateResult

@@ -15,7 +15,7 @@ from trajkit.cli.options import (
     speaking,
     store_option,
 )
-from trajkit.units import format_bytes
+from trajkit.text import format_bytes
 
 if TYPE_CHECKING:
     from trajkit.fits.paper import PaperStats
@@ -112,8 +112,8 @@ def fit_command(
     from trajkit.fits.paper import PaperStats, fit_sample
     from trajkit.fits.window import choose_window
     from trajkit.stats.verdict import SAY
+    from trajkit.text import parse_bytes
     from trajkit.trajectory import Trajectory
-    from trajkit.units import parse_bytes
 
     traj = Trajectory.open(store)
     if outputs is not None:

@@ -6,7 +6,7 @@ import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import example, force_option, sampling_options, speaking, store_option
-from trajkit.units import format_seconds
+from trajkit.text import format_seconds
 
 
 @click.command(

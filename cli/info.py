@@ -6,7 +6,7 @@ import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import example, speaking, store_option
-from trajkit.units import count, format_bytes
+from trajkit.text import count, format_bytes
 
 
 @click.command(

@@ -13,7 +13,7 @@ from trajkit.cli.options import (
     speaking,
     store_option,
 )
-from trajkit.units import count, format_bytes, format_rate, format_seconds
+from trajkit.text import count, format_bytes, format_rate, format_seconds
 
 
 @click.command(

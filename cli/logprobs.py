@@ -14,7 +14,7 @@ from trajkit.cli.options import (
     speaking,
     store_option,
 )
-from trajkit.units import format_seconds
+from trajkit.text import format_seconds
 
 
 @click.command(

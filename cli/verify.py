@@ -7,7 +7,7 @@ import click
 
 from trajkit.cli.console import Console
 from trajkit.cli.options import example, memory_option, pattern_option, speaking, store_option
-from trajkit.units import format_bytes
+from trajkit.text import format_bytes
 
 if TYPE_CHECKING:
     from trajkit.reports.verify import VerifyResult

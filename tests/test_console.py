@@ -16,7 +16,7 @@ from trajkit.cli.console import spell
 from trajkit.cli.main import cli
 from trajkit.errors import InvalidInput
 from trajkit.fits.estimators.table import ESTIMATORS, PARAMETERS
-from trajkit.units import parse_bytes
+from trajkit.text import parse_bytes
 
 TRAJKIT = Path(sys.executable).with_name("trajkit")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRAJKIT_STORE"}

@@ -19,10 +19,10 @@ import pytest
 from store_series import contents, drift, small_series, write_checkpoint
 
 import trajkit
+from trajkit.checkpoints.parse import unzip
 from trajkit.checkpoints.record import SourceRecord, source_path
 from trajkit.disk import canonical_json
 from trajkit.errors import FormatError, Mismatch, StorageError, TrajkitError
-from trajkit.parse import unzip
 from trajkit.reports.info import describe_store
 from trajkit.store.check import check_metadata, check_sources
 from trajkit.store.commit import table_document

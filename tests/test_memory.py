@@ -12,7 +12,7 @@ import trajkit
 from trajkit.checkpoints.layout import FlatVector, TensorInfo, lay_out
 from trajkit.parallel import plan_workers
 from trajkit.store.writer import bytes_a_worker
-from trajkit.units import parse_bytes
+from trajkit.text import parse_bytes
 
 MEASURE = """
 import json, resource, sys

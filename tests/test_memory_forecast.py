@@ -10,7 +10,7 @@ from test_memory import needs_peak, write_big
 
 import trajkit
 from trajkit.errors import OverBudget
-from trajkit.units import parse_bytes
+from trajkit.text import parse_bytes
 
 MEASURE = """
 import json, sys, warnings

@@ -15,7 +15,7 @@ import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.errors import OverBudget
-from trajkit.units import format_bytes
+from trajkit.text import format_bytes
 
 _SPARE_FILES = 32
 """files that a process may open beside a command's plan: libraries, pipes, a log"""

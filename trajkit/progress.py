@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from trajkit.units import format_bytes, format_rate, format_seconds
+from trajkit.text import format_bytes, format_rate, format_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Checkpoints on disk: which tensors lie at which bytes, of which step, written by whom.
 
+parse       documents from disk: typed, bounded, one error
 header      one safetensors file, checked before any data is read
 checkpoint  which tensors lie at which bytes of which files
 trainers    how trainers lay out their step folders: one line a layout

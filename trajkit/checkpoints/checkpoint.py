@@ -28,9 +28,9 @@ from trajkit.checkpoints.header import (
     read_into,
     read_small,
 )
+from trajkit.checkpoints.parse import parse_object
 from trajkit.disk import is_inner
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
-from trajkit.parse import parse_object
 from trajkit.text import quoted, shown
 
 __all__ = [

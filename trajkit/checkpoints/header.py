@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from trajkit.arrays import by_code
+from trajkit.checkpoints.parse import MAX_NAME_CHARACTERS, parse_object
 from trajkit.errors import FormatError, StorageError, Unsupported
-from trajkit.parse import MAX_NAME_CHARACTERS, parse_object
 from trajkit.remote.source import ByteSource, LocalFile
 from trajkit.text import quoted, shown
 

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from trajkit.checkpoints.checkpoint import Checkpoint
+from trajkit.checkpoints.parse import Node, parse_json, unzip
 from trajkit.checkpoints.reader import FlatReader
 from trajkit.disk import canonical_json, is_inner, read_file
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
-from trajkit.parse import Node, parse_json, unzip
 from trajkit.text import quoted, shown
 
 SOURCE_DIGITS = 16

@@ -31,8 +31,7 @@ from trajkit.checkpoints.trainers import (
     why_empty,
 )
 from trajkit.errors import InvalidInput, NotFound, StorageError, TrajkitError
-from trajkit.text import shown
-from trajkit.units import count
+from trajkit.text import count, shown
 
 
 @dataclass(frozen=True, slots=True)

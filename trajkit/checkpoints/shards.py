@@ -10,10 +10,10 @@ import numpy as np
 from trajkit.arrays import DTYPES, Array
 from trajkit.checkpoints.header import StoredTensor, check_header
 from trajkit.checkpoints.layout import FlatVector, TensorInfo, tensors_of
+from trajkit.checkpoints.parse import parse_object
 from trajkit.checkpoints.record import SourceRecord
 from trajkit.checkpoints.tied import possible_partners
 from trajkit.errors import FormatError, Mismatch
-from trajkit.parse import parse_object
 from trajkit.text import quoted, shown
 
 

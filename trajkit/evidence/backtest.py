@@ -21,7 +21,7 @@ from trajkit.stats.combinations import squared_distance
 from trajkit.store.lock import StoreLock
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
-from trajkit.units import format_bytes, format_rate, parse_bytes
+from trajkit.text import format_bytes, format_rate, parse_bytes
 
 MAX_TENSORS = 2048
 """tensors that have their own row; of models with more, those of one module are pooled"""

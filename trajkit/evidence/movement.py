@@ -36,7 +36,7 @@ from trajkit.store.documents import group_document
 from trajkit.store.lock import StoreLock
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
-from trajkit.units import format_bytes, format_rate, parse_bytes
+from trajkit.text import format_bytes, format_rate, parse_bytes
 
 FORMAT = "trajkit-evidence"
 _LARGEST_RECORD = 1 << 26

@@ -39,7 +39,7 @@ from trajkit.progress import Finished, Note, Progress, Started, as_subscriber, s
 from trajkit.store.lock import StoreLock
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
-from trajkit.units import format_bytes, format_rate, parse_bytes
+from trajkit.text import format_bytes, format_rate, parse_bytes
 
 
 @shows_progress

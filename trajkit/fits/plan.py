@@ -10,7 +10,7 @@ from trajkit.errors import StorageError
 from trajkit.fits.arrays import ARRAYS, SUMS, fit_arrays, sums_arrays
 from trajkit.parallel import Plan, count_workers, plan_batch
 from trajkit.store.store import Store
-from trajkit.units import format_bytes
+from trajkit.text import format_bytes
 
 BATCH_FRAMES = 128
 """frames of a chunk decoded into memory at once, where the budget allows"""

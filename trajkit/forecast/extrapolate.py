@@ -30,7 +30,7 @@ from trajkit.forecast.result import ExtrapolatePlan, ExtrapolateResult, Target
 from trajkit.parallel import map_in_order
 from trajkit.progress import Advanced, Finished, Progress, Started, listening
 from trajkit.store.tensors import Source
-from trajkit.units import format_bytes, format_rate
+from trajkit.text import format_bytes, format_rate
 
 __all__ = ["ExtrapolatePlan", "ExtrapolateResult", "Target", "extrapolate", "plan_extrapolate"]
 

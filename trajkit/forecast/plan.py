@@ -15,7 +15,7 @@ from trajkit.forecast.request import MOST_DIGITS, Request
 from trajkit.forecast.result import ExtrapolatePlan, Target
 from trajkit.parallel import Plan
 from trajkit.store.output import check_output
-from trajkit.units import parse_bytes
+from trajkit.text import parse_bytes
 
 
 @dataclass(frozen=True)

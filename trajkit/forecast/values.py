@@ -12,7 +12,7 @@ from trajkit.forecast.evaluation import Evaluation, resolve
 from trajkit.forecast.request import Request
 from trajkit.parallel import map_in_order
 from trajkit.store.tensors import Source
-from trajkit.units import parse_bytes
+from trajkit.text import parse_bytes
 
 
 class StepValues:

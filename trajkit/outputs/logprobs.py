@@ -40,7 +40,7 @@ from trajkit.outputs.scoring import Scores, score
 from trajkit.outputs.weights import FolderWeights, StoredWeights, Weights
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
 from trajkit.store.tensors import Source, as_store
-from trajkit.units import format_seconds, parse_bytes
+from trajkit.text import format_seconds, parse_bytes
 
 BATCH_TOKENS = 4096
 

@@ -22,7 +22,7 @@ from trajkit.reports.tables import (
     table_json,
 )
 from trajkit.stats.histograms import share
-from trajkit.units import format_bytes
+from trajkit.text import format_bytes
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from trajkit.store.metrics import read_kept_metrics
 from trajkit.store.output import check_output
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
-from trajkit.units import format_bytes, format_seconds
+from trajkit.text import format_bytes, format_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from trajkit.store.check import (
 from trajkit.store.compare import Compared, compare
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
-from trajkit.units import format_bytes, format_rate, parse_bytes
+from trajkit.text import format_bytes, format_rate, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ import xxhash
 from trajkit.arrays import DTYPES, Array
 from trajkit.checkpoints.header import MAX_DIMENSIONS
 from trajkit.checkpoints.layout import FlatVector, TensorInfo, tensors_of
+from trajkit.checkpoints.parse import Node, parse_json
 from trajkit.checkpoints.record import SOURCE_DIGITS
 from trajkit.disk import canonical_json, read_file
 from trajkit.errors import FormatError, Unsupported
-from trajkit.parse import Node, parse_json
 from trajkit.store.codecs import CODECS
 from trajkit.store.documents import group_document
 from trajkit.text import shown

@@ -23,7 +23,7 @@ from trajkit.store.check import Damage
 from trajkit.store.commit import chunk_digest
 from trajkit.store.store import Store
 from trajkit.store.writer import bytes_a_worker
-from trajkit.units import format_seconds
+from trajkit.text import format_seconds
 
 
 @dataclass(slots=True)

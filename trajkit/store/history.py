@@ -9,7 +9,7 @@ from trajkit.checkpoints.layout import TensorInfo
 from trajkit.kernels import api as kernels
 from trajkit.parallel import count_workers, plan_workers
 from trajkit.store.store import Store
-from trajkit.units import parse_bytes
+from trajkit.text import parse_bytes
 
 
 def read_history(store: Store, info: TensorInfo, memory: str | int) -> Array:

@@ -31,7 +31,7 @@ from trajkit.store.rewritten import Rewritten, keep_before
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
 from trajkit.store.writer import StoreWriter, bytes_a_worker, check_cast
-from trajkit.units import count, format_bytes, format_rate, parse_bytes
+from trajkit.text import count, format_bytes, format_rate, parse_bytes
 
 
 @shows_progress

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from trajkit.disk import disk_errors, sync_directory
 from trajkit.errors import AlreadyExists, FormatError
-from trajkit.text import shown
-from trajkit.units import format_bytes
+from trajkit.text import format_bytes, shown
 
 MARKER = ".trajkit-unfinished"
 MARKER_TEXT = b"trajkit is making a store here; until its first commit nothing in it counts\n"

@@ -20,7 +20,7 @@ from trajkit.progress import Advanced, Finished, Progress, Started, as_subscribe
 from trajkit.store.output import check_output
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store, check_absent
-from trajkit.units import format_bytes, format_rate, parse_bytes
+from trajkit.text import format_bytes, format_rate, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)

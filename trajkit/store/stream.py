@@ -9,7 +9,7 @@ from trajkit.arrays import DTYPES, Array
 from trajkit.checkpoints.layout import FlatVector, TensorInfo
 from trajkit.parallel import count_workers, map_in_order, plan_workers
 from trajkit.store.store import Store
-from trajkit.units import parse_bytes
+from trajkit.text import parse_bytes
 
 _CHUNKS_A_WORKER = 6
 """in work, decoded and waiting, and scratch"""

@@ -21,6 +21,7 @@ import numpy as np
 from trajkit.arrays import Array
 from trajkit.checkpoints.checkpoint import Checkpoint
 from trajkit.checkpoints.layout import CHUNK_ELEMENTS, FlatVector
+from trajkit.checkpoints.parse import parse_json
 from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
 from trajkit.checkpoints.record import describe_source, source_path
 from trajkit.disk import (
@@ -40,7 +41,6 @@ from trajkit.errors import (
 )
 from trajkit.kernels import api as kernels
 from trajkit.parallel import map_in_order
-from trajkit.parse import parse_json
 from trajkit.store.commit import (
     Commit,
     Frame,
