@@ -13,7 +13,7 @@ from trajkit.training.reground import OptimizerPolicy, Regrounding
 from trajkit.training.rules import Rule
 
 
-class RegroundCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class RegroundCallback(TrainerCallback):
     """Jumps along the run's drift after every segment of real steps.
 
     TRL brings its rollout engine's weights up to date before the next generation, since the global

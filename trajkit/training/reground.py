@@ -59,8 +59,7 @@ class Regrounding:
             raise InvalidInput("no floating-point parameter that a jump may move")
         self.every, self.horizon, self.max_norm = every, horizon, max_norm
         self.optimizer, self.policy = optimizer, policy
-        is_name = isinstance(rule, str)
-        self.rule = make_rule(rule, self.parameters, **options) if is_name else rule
+        self.rule = make_rule(rule, self.parameters, **options) if isinstance(rule, str) else rule
         self.ledger = ledger or Ledger()
         self.real_steps = 0
         self.virtual_steps = 0.0
