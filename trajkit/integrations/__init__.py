@@ -1,0 +1,4 @@
+"""Adapters to other libraries' classes, imported by nobody inside.
+
+trl  TRL's trainers and the Hugging Face Trainer: record every step, re-ground
+"""
