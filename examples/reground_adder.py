@@ -8,10 +8,6 @@ curve is written as JSON:
     python examples/reground_adder.py run --rule pooled --steps 300 --every 15 --jump 150 --seed 1 \\
         -o runs/pooled-1.json
 
-and the comparison of such runs, a table and a figure:
-
-    python examples/reground_adder.py compare runs/*.json -o docs/reground
-
 p(correct) is measured every ``--look`` real steps, before a jump, on the task's fixed evaluation
 set, which no reward comes from. Seconds are those of training alone, the looks left out; on a
 machine with other work they say little, and real steps are what runs are compared by.
@@ -30,8 +26,6 @@ from adder import load_model, probability_correct
 from train_adder_grpo import COMPLETION_TOKENS, additions
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET_STEPS = 1000
-"""plain training's level at this step, at the same learning rate, is what a rule has to reach"""
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -147,20 +141,16 @@ def parse_options() -> argparse.Namespace:
     add("--learning-rate", type=float, default=2e-5, help="constant")
     add("--seed", type=int, default=1)
     add("--threads", type=int, default=1, help="threads of torch")
-    compare = commands.add_parser("compare")
-    compare.add_argument("runs", type=Path, nargs="+", help="JSON files of runs")
-    compare.add_argument("-o", "--out", type=Path, required=True, help="path of .md, .svg, .json")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run, or compare."""
+    """Run, and write the curve."""
     options = parse_options()
-    if options.command == "run":
-        result = train(options)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result) + "\n")
-        print(f"{options.out}: p(correct) {result['curve'][-1]['p_correct']:.4f}")
+    result = train(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result) + "\n")
+    print(f"{options.out}: p(correct) {result['curve'][-1]['p_correct']:.4f}")
 
 
 if __name__ == "__main__":

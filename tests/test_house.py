@@ -31,11 +31,12 @@ RANK = {
 }
 """the strata: a room may import rooms of a lower rank, and itself; everybody may import kernels"""
 
+INTEGRATIONS = "trajkit/integrations/*.py"
 OWNERS = {
     "triton": ("kernels/gpu/*.py",),
     "numba": ("kernels/cpu/*.py",),
     "llvmlite": ("kernels/cpu/*.py",),
-    "torch": ("kernels/gpu/*.py", "trajkit/outputs/*.py"),
+    "torch": ("kernels/gpu/*.py", "trajkit/outputs/*.py", "trajkit/training/*.py", INTEGRATIONS),
     "polars": (
         "trajkit/fits/table.py",
         "trajkit/evidence/kept.py",
@@ -43,7 +44,7 @@ OWNERS = {
     ),
     "tbparse": ("trajkit/checkpoints/metrics.py",),
     "matplotlib": ("trajkit/reports/figures.py",),
-    "transformers": ("trajkit/forecast/loading.py", "trajkit/outputs/*.py"),
+    "transformers": ("trajkit/forecast/loading.py", "trajkit/outputs/*.py", INTEGRATIONS),
     "click": ("cli/*.py",),
     "rich": ("trajkit/progress.py",),
 }

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from trajkit.errors import InvalidInput, Unsupported  # noqa: E402
 from trajkit.kernels import api as kernels  # noqa: E402
+from trajkit.kernels.gate import Gate  # noqa: E402
 from trajkit.training.horizon import Horizon  # noqa: E402
 from trajkit.training.jump import Snapshot, jump, movable  # noqa: E402
 from trajkit.training.pooled import PooledDrift  # noqa: E402
@@ -137,8 +138,8 @@ def test_the_jump_is_the_kernels_extrapolation(dtype: Any) -> None:
     flags = np.where(rate.numpy() == 0, np.uint8(kernels.FLAG_STATIC), np.uint8(0))
     zeros = np.zeros(1000, np.float32)
     kernels.extrapolate_line(
-        "last", last, rate.numpy(), zeros, None, flags, name,
-        dx=77.0, threshold=None, out_bits=out, backend="reference",
+        "last", last, rate.numpy(), zeros, name,
+        dx=77.0, gate=Gate(flags=flags), out_bits=out, backend="reference",
     )  # fmt: skip
     done = jump({"w": p}, Fixed({"w": rate}), 77)
     np.testing.assert_array_equal(p.view(as_int).numpy().view(bits), out)
@@ -255,7 +256,7 @@ def test_snapshots_hold_their_own_copy() -> None:
 
 
 def test_no_jump_while_old_responses_wait() -> None:
-    model, optimizer, step = make_run()
+    model, _, step = make_run()
     loop = Regrounding(dict(model.named_parameters()), 3, Horizon(4), "two-point")
     lines = []
     for t in range(1, 9):

@@ -2,7 +2,7 @@
 
 ``TwoPoint`` follows the line through the segment's two ends, every element of it (arXiv 2601.04537,
 equation 4: θ + n (θ_end - θ_start)/m). ``RsqGate`` follows the least-squares line where its R² is
-above a threshold. On small GRPO runs both collapse when they are repeated (docs/reground.md): a
+above a threshold. On small GRPO runs both collapse when they are repeated: a
 segment of 15 to 50 steps is too short to tell a drift from a walk.
 """
 
