@@ -161,3 +161,34 @@ def test_a_store_made_anew_since_it_was_opened_is_not_fitted(tmp_path: Path) -> 
     trajkit.ingest(tmp_path / "other", tmp_path / "s.zarr")
     with pytest.raises(Mismatch, match="replaced meanwhile; run it again"):
         trajkit.fit(traj)
+
+
+@pytest.mark.parametrize(
+    "change", [{"x_unit": "wide"}, {"x_unit": 0}, {"count": 3}, {"x_last": -1.0}, {"s_u": None}]
+)
+def test_scalars_that_are_not_of_the_steps_are_not_continued(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    """With every digest made right again; the frames are read once more, and it is said."""
+    from dataclasses import replace
+
+    from trajkit.disk import canonical_json
+    from trajkit.fits.sums import find_prior
+    from trajkit.fits.window import choose_window
+    from trajkit.store.store import Store
+
+    write_values(tmp_path / "c", range(0, 60, 10), np.random.default_rng(0).normal(size=(6, 40)))
+    trajkit.ingest(tmp_path / "c", tmp_path / "s.zarr")
+    trajkit.fit(tmp_path / "s.zarr", keep_sums=True)
+    store = Store.open(tmp_path / "s.zarr")
+    window = choose_window(store, None, None)
+    told: list[str] = []
+    assert find_prior(store, "default", window, False, told.append) is not None
+    record = read_fit(store, "default").record
+    sums = {d: {**dict(s), **change} for d, s in (record.found.sums or {}).items()}
+    odd = replace(record, found=replace(record.found, sums=sums))
+    (tmp_path / "s.zarr" / "fits" / "default" / "zarr.json").write_bytes(
+        canonical_json(odd.document())
+    )
+    assert find_prior(store, "default", window, False, told.append) is None
+    assert len(told) == 1

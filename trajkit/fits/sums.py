@@ -8,7 +8,7 @@ from trajkit.errors import FormatError, NotFound, Unsupported
 from trajkit.fits.arrays import sums_arrays
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.fits.window import Window, window_digest
-from trajkit.kernels.state import SUMS_VERSION
+from trajkit.kernels.state import SUMS_SCALARS, SUMS_VERSION
 from trajkit.store.store import Store
 
 KEEP_SUMS_FRAMES = 256
@@ -58,7 +58,7 @@ def find_prior(
         return None
     if record.frames_digest != window_digest(store, begun):
         return None
-    fault = _find_fault(prior)
+    fault = _find_fault(prior) or _find_odd_scalars(prior)
     if fault is not None:
         tell(f"{fault}: the sums that fit {name!r} kept are damaged; reading all checkpoints")
         return None
@@ -76,4 +76,21 @@ def _find_fault(fit: Fit) -> Path | None:
                     return array.path
             except (OSError, FormatError):
                 return array.path
+    return None
+
+
+def _find_odd_scalars(fit: Fit) -> str | None:
+    """A line where the scalars of kept sums are not those of the fit's own steps."""
+    steps = fit.record.steps
+    of_steps = {"count": len(steps), "x_first": steps[0], "x_last": steps[-1]}
+    for dtype in fit.record.asked.dtypes:
+        kept = (fit.record.found.sums or {}).get(dtype)
+        scalars = kept if isinstance(kept, Mapping) else {}
+        numeric = all(type(scalars.get(name)) in (int, float) for name in SUMS_SCALARS)
+        if (
+            not numeric
+            or not scalars["x_unit"] > 0
+            or any(scalars[name] != value for name, value in of_steps.items())
+        ):
+            return f"{fit.path}: the scalars of the {dtype} sums are not those of its steps"
     return None
