@@ -41,7 +41,7 @@ class Console:
         if not self.quiet and not self.as_json and sys.stderr.isatty():
             click.echo("\nnext:", err=True)
             for line in lines:
-                click.echo(f"  {line}", err=True)
+                click.echo(f"  {printable(line)}", err=True)
 
     def warn(self, text: str) -> None:
         """A warning on stderr, even with -q."""

@@ -241,3 +241,20 @@ def test_a_missing_library_is_one_line(
     assert done.stderr.count("\n") == 1, done.stderr
     assert says in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["like", "s.zarr"]
+
+
+def test_no_escape_sequence_of_a_name_reaches_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from trajkit.progress import Finished, Note, PlainLines, Started
+
+    lines = PlainLines()
+    for event in (
+        Started("ingest\x1b[2J", 1),
+        Note("\x1b]0;mine\x07 is tied"),
+        Finished("\x1b[31m"),
+    ):
+        lines(event)
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "\\x1b[2J" in said

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from trajkit.text import format_bytes, format_rate, format_seconds
+from trajkit.text import format_bytes, format_rate, format_seconds, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class PlainLines:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - it was asked for
+    print(printable(line), file=sys.stderr, flush=True)  # noqa: T201 - it was asked for
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def _bars(summaries: bool) -> Iterator[Progress]:
         def subscriber(event: Event) -> None:
             match event:
                 case Started(stage, total):
-                    state["task"] = bars.add_task(stage, total=total)
+                    state["task"] = bars.add_task(printable(stage), total=total)
                     state["stage"] = stage
                 case Advanced(amount):
                     bars.advance(state["task"], amount)
@@ -172,8 +172,8 @@ def _bars(summaries: bool) -> Iterator[Progress]:
                     bars.remove_task(state["task"])
                     if summaries:
                         line = f"{state['stage']}: {summary}"
-                        bars.console.print(line, highlight=False, markup=False)
+                        bars.console.print(printable(line), highlight=False, markup=False)
                 case Note(text):
-                    bars.console.print(text, highlight=False, markup=False)
+                    bars.console.print(printable(text), highlight=False, markup=False)
 
         yield subscriber
