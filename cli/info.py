@@ -48,6 +48,8 @@ def info_command(console: Console, store: Path) -> None:
             f"  outputs   {name}: {len(held['steps'])} checkpoints, {held['tokens']:,} tokens of "
             f"{held['responses']} responses"
         )
+    for name in info.stale_fits:
+        console.say(f"  fit {name} is of other checkpoints than the store holds now")
     for line in info.unreadable_fits:
         console.warn(line)
     if console.verbose:

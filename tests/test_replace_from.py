@@ -15,6 +15,7 @@ import trajkit
 from trajkit.checkpoints.record import SourceRecord, source_path
 from trajkit.disk import canonical_json
 from trajkit.errors import InvalidInput, Mismatch, StorageError
+from trajkit.reports.info import describe_store
 from trajkit.reports.verify import verify
 from trajkit.store import writer as writer_module
 from trajkit.store.ingest import plan_ingest
@@ -141,6 +142,10 @@ def test_a_fit_of_cut_frames_is_stale(
     traj = trajkit.open(store)
     with pytest.raises(Mismatch, match="of other checkpoints than the store holds now"):
         trajkit.extrapolate(traj, 70, tmp_path / "out")
+    with pytest.raises(Mismatch, match="run trajkit fit again"):
+        trajkit.report(store, tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+    assert describe_store(Store.open(store)).stale_fits == ["default"]
     trajkit.extrapolate(traj, 70, tmp_path / "out", fit="early")
     trajkit.fit(traj)
     trajkit.extrapolate(traj, 70, tmp_path / "out2")

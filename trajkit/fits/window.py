@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -11,6 +12,9 @@ from trajkit.fits.fields import LARGEST_STEP
 from trajkit.stats.axis import StepAxis
 from trajkit.store.commit import Frame
 from trajkit.store.store import Store
+
+if TYPE_CHECKING:
+    from trajkit.fits.kept import Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +77,17 @@ def check_unchanged(store: Store, window: Window) -> None:
     frames = slice(window.first, window.stop)
     if now.commit.frames[frames] != store.commit.frames[frames] or now.codec != store.codec:
         raise Mismatch(f"{store.path}: its checkpoints were replaced meanwhile; run it again")
+
+
+def check_fit_is_current(store: Store, fit: "Fit") -> None:
+    """Raise :class:`Mismatch` unless a fit is of the checkpoints that the store holds now."""
+    steps = fit.record.steps
+    inside = [f.step for f in store.commit.frames if steps[0] <= f.step <= steps[-1]]
+    if inside == list(steps):
+        window = choose_window(store, steps[0], steps[-1])
+        if window_digest(store, window) == fit.record.frames_digest:
+            return
+    raise Mismatch(
+        f"{store.path}: the fit {fit.record.name!r} is of other checkpoints than the store "
+        "holds now; run trajkit fit again"
+    )

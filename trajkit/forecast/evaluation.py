@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from trajkit.defaults import DEFAULT_FIT
-from trajkit.errors import InvalidInput, Mismatch
+from trajkit.errors import InvalidInput
 from trajkit.fits.devices import choose_device
 from trajkit.fits.estimators.estimator import Estimator, Points, describe_parameters
 from trajkit.fits.estimators.gates import GateRule
 from trajkit.fits.kept import Fit, fit_names, read_fit
-from trajkit.fits.window import choose_window, window_digest
+from trajkit.fits.window import check_fit_is_current
 from trajkit.forecast.auto import Chosen, settle
 from trajkit.forecast.request import Request
 from trajkit.forecast.rules import assign_rules, parse_rule
@@ -98,7 +98,7 @@ def resolve(request: Request) -> Evaluation:
     estimator, asked = request.make_estimator(), request.gate_asked()
     fit = _find_fit(store, request.fit, not estimator.is_pair or asked is not None)
     if fit is not None:
-        _check_fit(store, fit)
+        check_fit_is_current(store, fit)
     if not len(store.steps):
         raise InvalidInput(f"{store.path}: holds no step yet; run trajkit ingest first")
     window = store.steps if fit is None else fit.steps
@@ -153,17 +153,6 @@ def _find_fit(store: Store, fit: str | Fit, needed: bool) -> Fit | None:
     if not needed and fit == DEFAULT_FIT and fit not in fit_names(store):
         return None
     return read_fit(store, fit)
-
-
-def _check_fit(store: Store, fit: Fit) -> None:
-    """Raise :class:`Mismatch` unless the fit is of the checkpoints that the store holds."""
-    steps = fit.record.steps
-    window = choose_window(store, steps[0], steps[-1])
-    if window.axis.steps != steps or window_digest(store, window) != fit.record.frames_digest:
-        raise Mismatch(
-            f"{store.path}: the fit {fit.record.name!r} is of other checkpoints than the store "
-            "holds now; run trajkit fit again"
-        )
 
 
 def _assign_rules(

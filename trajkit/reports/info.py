@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trajkit.errors import TrajkitError
+from trajkit.errors import Mismatch, TrajkitError
 from trajkit.fits.commit import bytes_of
 from trajkit.fits.kept import fit_names, read_fit
+from trajkit.fits.window import check_fit_is_current
 from trajkit.outputs.check import describe_outputs
 from trajkit.store.store import Store
 
@@ -28,6 +29,8 @@ class StoreInfo:
     """training steps of each fit, by name"""
     fit_bytes: dict[str, int]
     """bytes of each fit's files; ``stored_bytes`` has none of them"""
+    stale_fits: list[str]
+    """fits of other checkpoints than the store holds now"""
     unreadable_fits: list[str]
     """a line for each fit that cannot be read"""
     outputs: dict[str, dict[str, Any]]
@@ -37,10 +40,14 @@ class StoreInfo:
 def describe_store(store: Store) -> StoreInfo:
     """What the store holds at its last commit; reads no frames."""
     fits: dict[str, list[int]] = {}
-    unreadable = []
+    unreadable, stale = [], []
     for name in fit_names(store):
         try:
-            fits[name] = list(read_fit(store, name).record.steps)
+            fit = read_fit(store, name)
+            fits[name] = list(fit.record.steps)
+            check_fit_is_current(store, fit)
+        except Mismatch:
+            stale.append(name)
         except TrajkitError as error:
             unreadable.append(str(error))
     return StoreInfo(
@@ -58,6 +65,7 @@ def describe_store(store: Store) -> StoreInfo:
         stored_bytes=store.stored_bytes,
         fits=fits,
         fit_bytes={name: bytes_of(store.path / "fits" / name) for name in fits},
+        stale_fits=stale,
         unreadable_fits=unreadable,
         outputs=describe_outputs(store),
     )

@@ -17,6 +17,7 @@ from trajkit.defaults import DEFAULT_FIT, DEFAULT_OUT
 from trajkit.evidence.movement import find_evidence
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.fits.table import pack_table
+from trajkit.fits.window import check_fit_is_current
 from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
 from trajkit.reports.beside import describe_beside, read_other_run
 from trajkit.reports.evidence import MovementPage, describe_movement
@@ -118,6 +119,7 @@ def report(
     store = as_store(traj)
     source = read_fit(store, fit) if isinstance(fit, str) else fit
     given = read_metrics(Path(metrics)) if metrics is not None else None
+    check_fit_is_current(store, source)
     other = None if beside is None else read_other_run(beside, source.record.name)
     place = check_output(store, Path(out), force, over="report")
     with FolderWriter(place, store.vectors) as folder:
