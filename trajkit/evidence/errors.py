@@ -200,12 +200,12 @@ class _VectorErrors:
                 is_key = self._read(codes[: end - done], k, done, end)
                 if stop <= plan.origins[-1] + 1:
                     kernels.accumulate_frames(codes[: end - done], is_key, steps[done:end], sums)
-                sample.take(codes[: end - done, :n], is_key)
                 for t in range(done, end):
                     if is_key[t - done]:
                         bits[:] = codes[t - done]
                     else:
                         kernels.decode_frame(codes[t - done], bits, bits)
+                    sample.take(bits[:n])
                     if t in self.targets or t in plan.origins:
                         yield t, sums, bits[:n]
 
@@ -259,28 +259,18 @@ class Sample:
         self.dtype = dtype
         fewest = -(-n * n_frames // SAMPLE_VALUES)
         self._every = slice(0, n, max(SAMPLE, fewest))
-        self._bits: Array | None = None
         self._first: Array = np.empty(0)
         self._rows: list[Array] = []
         self._off = n_frames > MAX_GRAM
 
-    def take(self, codes_TN: Array, is_key_T: Array) -> None:
-        """Decode the sampled columns of some frames more."""
+    def take(self, bits_N: Array) -> None:
+        """Take the sampled elements of one checkpoint more."""
         if self._off:
             return
-        one = codes_TN.dtype.type(1)
-        for code_N, is_key in zip(codes_TN, is_key_T, strict=True):
-            code_M = code_N[self._every].copy()
-            if is_key or self._bits is None:
-                self._bits = code_M
-            else:
-                self._bits = self._bits + (
-                    (code_M >> one) ^ (np.zeros_like(code_M) - (code_M & one))
-                )
-            values = kernels.values_of(self._bits, self.dtype)
-            if not self._rows:
-                self._first = values.copy()
-            self._rows.append(values - self._first)
+        values = kernels.values_of(bits_N[self._every].copy(), self.dtype)
+        if not self._rows:
+            self._first = values.copy()
+        self._rows.append(values - self._first)
 
     def gram(self) -> Array | None:
         """Δ_s · Δ_t of the sample, [T, T]; elements that are not finite throughout are left out."""
