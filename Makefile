@@ -49,7 +49,7 @@ bench-gpu: ## the GPU kernels' benchmarks; PYTHON=python with torch, triton and 
 
 # The demo needs what `pip install trajkit` brings; the tests need torch as well, which is large.
 $(DEMO_READY): pyproject.toml constraints.txt
-	@echo "setting up .venv for the demo: about 170 MB to download; torch is not needed"
+	@echo "setting up .venv for the demo: about 120 MB to download; torch is not needed"
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable .
 	@touch $@

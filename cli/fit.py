@@ -171,8 +171,7 @@ def fit_command(
     if result.record.found.paper is not None:
         _say_paper(console, PaperStats(**result.record.found.paper), rsq_threshold)
     if numbers["invalid"]:
-        table = result.summary()
-        names = table.filter(table["invalid"] > 0)["name"].to_list()
+        names = [row["name"] for row in result.rows() if row["invalid"]]
         console.warn(f"NaN or Inf in {', '.join(names[:5])}{' and more' if names[5:] else ''}")
     last, span = int(result.steps[-1]), int(result.steps[-1] - result.steps[0])
     console.next_command(

@@ -72,7 +72,7 @@ def report_command(
     beside: Path | None,
     force: bool,
 ) -> None:
-    """Write a self-contained page about a fit: index.html, summary.json and tensors.parquet."""
+    """Write a self-contained page about a fit: index.html, summary.json and tensors.jsonl."""
     from trajkit.reports.report import report
 
     with console.progress() as progress:

@@ -9,7 +9,7 @@
 Backends: "cpu" (numba; what "auto" means) and "reference" (numpy, float64, slow), both of numpy
 arrays. A request that cannot be met raises; nothing falls back. All functions may be called from
 many threads at once on different arrays, and release the GIL. Tensors on a CUDA device are fitted by
-:mod:`trajkit.kernels.gpu.launch` and :mod:`trajkit.kernels.gpu.lane`, chunks are read from files by
+:mod:`trajkit.kernels.gpu.launch` and :mod:`trajkit.kernels.gpu.worker`, chunks are read from files by
 :mod:`trajkit.kernels.cpu.read`.
 
 Axis letters: T checkpoints, B checkpoints of one batch, N elements.

@@ -17,8 +17,8 @@ import torch
 from trajkit.kernels import reference
 from trajkit.kernels.gate import OPEN, Gate
 from trajkit.kernels.gpu import launch as gpu
-from trajkit.kernels.gpu.lane import GpuArithmetic, GpuLane
 from trajkit.kernels.gpu.prepare import new_solution
+from trajkit.kernels.gpu.worker import GpuArithmetic, GpuWorker
 from trajkit.kernels.rounding import Mode, Rounding
 from trajkit.kernels.state import new_sums
 from trajkit.kernels.steps import span_units
@@ -149,23 +149,23 @@ def compare_solutions(solution: Any, expected: Any) -> None:
         np.testing.assert_allclose(got, want, rtol=4e-3, atol=1e-4, err_msg=name)
 
 
-def check_lane(device: str) -> None:
-    """A lane gives what the launchers give, in one go and in batches, from kept sums too."""
+def check_worker(device: str) -> None:
+    """A worker gives what the launchers give, in one go and in batches, from kept sums too."""
     codes, is_key, steps = make_series("bfloat16", 12, 300, key_every=5)
     expected = new_sums(300, "bfloat16", *span_units(steps))
     reference.accumulate_frames(codes, is_key, steps, expected)
     wanted = reference.solve(expected, min_range=0.0, few=4)
-    lane = GpuLane(12, 320, "bfloat16", device)
-    lane.codes_TN[:, :300] = codes
-    compare_solutions(lane.fit(300, is_key, steps), wanted)
-    lane.begin(300, *span_units(steps))
+    worker = GpuWorker(12, 320, "bfloat16", device)
+    worker.codes_TN[:, :300] = codes
+    compare_solutions(worker.fit(300, is_key, steps), wanted)
+    worker.begin(300, *span_units(steps))
     for start in (0, 5, 10):
         part = slice(start, start + 5)
         rows = codes[part]
-        lane.codes_TN[: len(rows), :300] = rows
-        lane.accumulate(is_key[part], steps[part])
-        lane.begin(300, *span_units(steps), kept=lane.sums())
-    compare_solutions(lane.solve(), wanted)
+        worker.codes_TN[: len(rows), :300] = rows
+        worker.accumulate(is_key[part], steps[part])
+        worker.begin(300, *span_units(steps), kept=worker.sums())
+    compare_solutions(worker.solve(), wanted)
 
 
 def check_wide_rows(device: str, dtype: str) -> None:
@@ -280,7 +280,7 @@ def run_all(device: str) -> int:
         (check_wide_rows, "bfloat16"),
         (check_wide_rows, "float16"),
         (check_wide_rows, "float32"),
-        (check_lane,),
+        (check_worker,),
         (check_tiny_and_huge,),
     ]
     for check, *arguments in cases:

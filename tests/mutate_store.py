@@ -124,7 +124,14 @@ class Mutant:
             *([self.source] * 5),
             *([self.fit] * 4),
             *([self.shard] * 3),
-            *(self.array_metadata, self.parquet, self.asset, self.gzip, self.special),
+            *(
+                self.array_metadata,
+                self.fit_table,
+                self.parquet,
+                self.asset,
+                self.gzip,
+                self.special,
+            ),
         ]
         kind = self.draw.choice(kinds)
         self.what = kind.__name__
@@ -249,20 +256,44 @@ class Mutant:
             attributes["sha256"] = sha256(dump(attributes))
         (self.path / "fits" / "default" / "zarr.json").write_bytes(dump(document))
 
-    def parquet(self) -> None:
-        """The table of a fit: other bytes, other columns, other rows."""
-        import polars as pl
-
-        (path,) = self.path.glob("fits/default/**/tensors.parquet")
-        table = pl.read_parquet(path)
-        column = self.draw.choice(table.columns)
+    def fit_table(self) -> None:
+        """The table of a fit: other bytes, other columns, other values, more rows."""
+        (path,) = self.path.glob("fits/default/**/tensors.json.gz")
         content = bytearray(path.read_bytes())
-        match self.draw.randrange(6):
+        columns = json.loads(gzip.decompress(content))
+        column = self.draw.choice(list(columns))
+        match self.draw.randrange(7):
             case 0:
                 at = self.draw.randrange(len(content))
                 content[at] ^= 1 << self.draw.randrange(8)
             case 1:
                 del content[self.draw.randrange(len(content)) :]
+            case 2:
+                del columns[column]
+            case 3:
+                columns = self.change(columns)
+            case 4:
+                columns[column] = columns[column] * 3
+            case 5:
+                columns[column] = [SCRIPT] * len(columns[column])
+            case _:
+                columns[column] = [None] * len(columns[column])
+        if content == path.read_bytes():
+            content = bytearray(gzip.compress(dump(columns), mtime=0))
+        self.put_table(path, bytes(content), column)
+
+    def parquet(self) -> None:
+        """The table of a fit as an earlier trajkit kept it: other bytes, columns and rows."""
+        import polars as pl
+
+        (earlier,) = self.path.glob("fits/default/**/tensors.json.gz")
+        table = trajkit.open(self.path).fits["default"].summary()
+        earlier.unlink()
+        path = earlier.with_name("tensors.parquet")
+        column = self.draw.choice(table.columns)
+        match self.draw.randrange(6):
+            case 0 | 1:
+                table.write_parquet(path)
             case 2:
                 table.drop(column).write_parquet(path)
             case 3:
@@ -271,11 +302,19 @@ class Mutant:
                 pl.concat([table] * 3).write_parquet(path)
             case _:
                 table.with_columns(pl.lit(None).alias(column)).write_parquet(path)
+        content = bytearray(path.read_bytes())
+        match self.draw.randrange(4):
+            case 0:
+                content[self.draw.randrange(len(content))] ^= 1 << self.draw.randrange(8)
+            case 1:
+                del content[self.draw.randrange(len(content)) :]
+        self.put_table(path, bytes(content), column)
+
+    def put_table(self, path: Path, content: bytes, column: str) -> None:
         self.what += f" {column}"
-        content = bytearray(path.read_bytes()) if content == path.read_bytes() else content
         path.write_bytes(content)
         document = self.read("fits/default/zarr.json")
-        document["attributes"]["table_sha256"] = sha256(bytes(content))
+        document["attributes"]["table_sha256"] = sha256(content)
         self.seal_fit(document)
 
     def asset(self) -> None:

@@ -251,7 +251,7 @@ def test_it_is_kept_replaced_and_checked(tmp_path: Path, adder_store: Path) -> N
     assert not list(path.glob(".backtest*"))
     assert list(check_backtest(Store.open(path))) == []
     assert trajkit.verify(path).ok
-    for name in ("zarr.json", "tensors.parquet"):
+    for name in ("zarr.json", "tensors.json.gz"):
         file = path / "backtest" / name
         whole = file.read_bytes()
         file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])

@@ -218,7 +218,6 @@ main()
     [
         ("transformers", ("extrapolate", "--steps", "25", "--check", "-o", "o"), "trajkit[models]"),
         ("accelerate", ("extrapolate", "--steps", "25", "--check", "-o", "o"), "trajkit[models]"),
-        ("polars", ("report", "-o", "o"), "pip install polars"),
         ("matplotlib", ("report", "-o", "o"), "pip install matplotlib"),
         ("numba", ("fit", "--name", "other"), "pip install numba"),
         ("google_crc32c", ("info",), "pip install google-crc32c"),

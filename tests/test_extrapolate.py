@@ -717,7 +717,7 @@ def test_a_kill_at_any_instant_leaves_no_folder_that_is_wrong(tmp_path: Path, mo
 ON_A_DEVICE = """
 import sys, trajkit
 from trajkit.forecast import chunks
-from trajkit.kernels.gpu.lane import GpuArithmetic
+from trajkit.kernels.gpu.worker import GpuArithmetic
 
 from trajkit.forecast import evaluation
 

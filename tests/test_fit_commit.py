@@ -1,6 +1,7 @@
 """A fit's place in the store: whole or absent, its own numbers or none, and only ours removed."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -44,6 +45,7 @@ def store(tmp_path: Path) -> Path:
 def as_once_kept(store: Path, name: str = "default") -> None:
     """Bring a fit into the form of the first trajkit: arrays beside the record, no such field."""
     home = store / "fits" / name
+    with_parquet(store, name)
     fit = trajkit.open(store).fits[name]
     for path in list(fit.folder.iterdir()):
         if path.name != "zarr.json":
@@ -51,6 +53,17 @@ def as_once_kept(store: Path, name: str = "default") -> None:
     (fit.folder / "zarr.json").unlink()
     fit.folder.rmdir()
     rewrite(home, lambda a: [a.pop("arrays"), a.pop("sums_version")])
+
+
+def with_parquet(store: Path, name: str = "default") -> Path:
+    """Keep the table of a fit as parquet, as trajkit once did; the file."""
+    fit = trajkit.open(store).fits[name]
+    earlier = fit.folder / "tensors.parquet"
+    fit.summary().write_parquet(earlier)
+    (fit.folder / "tensors.json.gz").unlink()
+    digest = hashlib.sha256(earlier.read_bytes()).hexdigest()
+    rewrite(fit.path, lambda attributes: attributes.update(table_sha256=digest))
+    return earlier
 
 
 def rewrite(home: Path, change: Callable[[dict], object]) -> None:
@@ -194,6 +207,18 @@ def test_an_open_fit_never_returns_anothers_numbers(store: Path, once: bool) -> 
     now = trajkit.open(store).fits["default"]
     assert (now.slope("w") != before).any()
     assert trajkit.verify(store).ok
+
+
+def test_a_table_that_an_earlier_trajkit_kept_as_parquet_reads_as_it_did(store: Path) -> None:
+    fit = trajkit.open(store).fits["default"]
+    rows = fit.rows()
+    earlier = with_parquet(store)
+    once = trajkit.open(store).fits["default"]
+    assert once.rows() == rows
+    assert trajkit.verify(store).ok
+    trajkit.fit(store)
+    assert not earlier.exists()
+    assert len(trajkit.open(store).fits["default"].rows()) == len(rows)
 
 
 def test_a_fit_of_the_first_form_reads_as_it_did(store: Path) -> None:

@@ -38,8 +38,7 @@ OWNERS = {
     "llvmlite": ("kernels/cpu/*.py",),
     "torch": ("kernels/gpu/*.py", "trajkit/outputs/*.py", "trajkit/training/*.py", INTEGRATIONS),
     "polars": (
-        "trajkit/fits/table.py",
-        "trajkit/evidence/kept.py",
+        "trajkit/fits/dataframe.py",
         "trajkit/checkpoints/metrics.py",
     ),
     "tbparse": ("trajkit/checkpoints/metrics.py",),

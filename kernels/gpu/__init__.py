@@ -7,5 +7,5 @@ sums         one group of frames in registers
 frames       the kernels that read frames
 solve        from sums to lines
 extrapolate  new checkpoints, rounded once
-lane         a worker's stream and pinned memory
+worker       what one worker has on a device: a stream, pinned memory
 """

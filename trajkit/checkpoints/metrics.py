@@ -142,8 +142,12 @@ def _rows(path: Path) -> Sequence[Mapping[str, Any]]:
             rows = found["log_history"] if isinstance(found, dict) else found
             return [row for row in rows if isinstance(row, dict)]
         case ".parquet":
-            import polars as pl
-
+            try:
+                import polars as pl
+            except ImportError:
+                raise Unsupported(
+                    f"{path}: parquet needs polars; pip install 'trajkit[tables]'"
+                ) from None
             if path.stat().st_size > LARGEST_BYTES:
                 raise InvalidInput(f"{path}: more than {LARGEST_BYTES >> 20} MiB of metrics")
             try:

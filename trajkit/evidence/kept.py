@@ -1,7 +1,7 @@
 """A backtest as it is kept in the store.
 
     backtest/zarr.json         a Zarr group; its attributes are the record, with its own sha256
-    backtest/tensors.parquet   a row a tensor and horizon
+    backtest/tensors.json.gz   a row a tensor and horizon, as columns
 
 It is written beside its place and exchanged, so that it is there whole or not at all.
 """
@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trajkit.checkpoints.parse import parse_json, unzip
 from trajkit.disk import canonical_json, disk_errors, exchange, replace_file, sync_directory
 from trajkit.errors import FormatError, NotFound
+from trajkit.fits.dataframe import import_polars
+from trajkit.fits.table import MAX_BYTES, pack_columns
 from trajkit.store.documents import group_document
 from trajkit.store.store import Store
+from trajkit.text import shown
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 FORMAT = "trajkit-backtest"
 VERSION = 1
 FOLDER = "backtest"
+TABLE = "tensors.json.gz"
+EARLIER_TABLE = "tensors.parquet"
+"""what an earlier trajkit kept, and this one reads"""
 _MAX_BYTES = 1 << 26
 
 
@@ -60,15 +67,36 @@ class Backtest:
         return dict(self.record["best"][-1])
 
     def tensors(self) -> "pl.DataFrame":
-        """One row a tensor and horizon; raises :class:`FormatError` where it is damaged."""
-        import polars as pl
+        """One row a tensor and horizon.
 
-        content = _read(self.path / "tensors.parquet")
+        Raises:
+            FormatError: it is damaged. Unsupported: polars is not installed.
+        """
+        polars = import_polars("a data frame")
+        content = self.table_bytes()
+        frame: pl.DataFrame
+        try:
+            if content.startswith(b"PAR1"):  # of an earlier trajkit
+                frame = polars.read_parquet(io.BytesIO(content))
+            else:
+                where = str(self.path / TABLE)
+                columns = parse_json(unzip(content, where, MAX_BYTES), where).value
+                frame = polars.DataFrame(columns, infer_schema_length=None)
+        except FormatError:
+            raise
+        except (Exception, polars.exceptions.PanicException) as error:
+            raise FormatError(f"{self.path}: its table is not readable: {shown(error)}") from error
+        return frame
+
+    def table_bytes(self) -> bytes:
+        """The table as it is kept; raises :class:`FormatError` where it is damaged."""
+        path = self.path / TABLE
+        if not path.exists():
+            path = self.path / EARLIER_TABLE
+        content = _read(path)
         if hashlib.sha256(content).hexdigest() != self.record["table_sha256"]:
-            raise FormatError(
-                f"{self.path / 'tensors.parquet'}: damaged; run trajkit backtest again"
-            )
-        return pl.read_parquet(io.BytesIO(content))
+            raise FormatError(f"{path}: damaged; run trajkit backtest again")
+        return content
 
 
 def describe_trust(trusted: int, horizons: Sequence[int]) -> str:
@@ -97,19 +125,17 @@ def commit_backtest(
     store: Store, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> Backtest:
     """Put a backtest into the store, in place of an earlier one; the lock must be held."""
-    import polars as pl
-
-    table = io.BytesIO()
-    pl.DataFrame(list(rows)).write_parquet(table)
+    names = list(rows[0]) if rows else []
+    table = pack_columns({name: [row[name] for row in rows] for name in names})
     target = store.path / FOLDER
     part = store.path / f".{FOLDER}.part"
     with disk_errors(target):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
-            replace_file(part / "tensors.parquet", table.getvalue())
+            replace_file(part / TABLE, table)
             attributes = {"format": FORMAT, "version": VERSION, **record}
-            attributes["table_sha256"] = hashlib.sha256(table.getvalue()).hexdigest()
+            attributes["table_sha256"] = hashlib.sha256(table).hexdigest()
             attributes["sha256"] = hashlib.sha256(canonical_json(attributes)).hexdigest()
             replace_file(part / "zarr.json", canonical_json(group_document(attributes)))
             if not target.exists():
@@ -176,6 +202,6 @@ def check_backtest(store: Store) -> Iterator[str]:
     """One line for every damaged thing in a store's backtest; none where there is no backtest."""
     if (store.path / FOLDER).exists():
         try:
-            read_backtest(store).tensors()
+            read_backtest(store).table_bytes()
         except (FormatError, NotFound) as error:
             yield str(error)

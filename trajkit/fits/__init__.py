@@ -17,6 +17,7 @@ sums        sums that are kept, and going on from them
 sample      some elements of a chunk, to see how often they move
 walks       what a driftless walk with the same increments scores beside a fit
 table       one row a tensor
+dataframe   tables as polars has them, for whoever has it
 paper       the filters and statistics of arXiv 2601.04537
 estimators  how a value is extended beyond the window: one file an estimator, gates
 """

@@ -18,7 +18,7 @@ from pathlib import Path
 from trajkit.arrays import DTYPES
 from trajkit.disk import canonical_json, disk_errors, replace_file, sync_directory
 from trajkit.errors import AlreadyExists
-from trajkit.fits.kept import Fit, check_fit_name, is_fit, no_fit
+from trajkit.fits.kept import EARLIER_TABLE, TABLE, Fit, check_fit_name, is_fit, no_fit
 from trajkit.fits.record import ARRAYS_FOLDER, FitRecord
 from trajkit.store.documents import GROUP, group_document
 from trajkit.store.lock import StoreLock
@@ -28,7 +28,6 @@ MARKER = canonical_json(group_document({"format": "trajkit-fit-arrays"}))
 """the ``zarr.json`` of a folder of arrays: written first and removed last, so that it says whose
 the folder is"""
 _RECORD = "zarr.json"
-_TABLE = "tensors.parquet"
 
 
 @contextmanager
@@ -68,7 +67,7 @@ def commit_fit(store: Store, folder: Path, record: FitRecord, table: bytes) -> F
         for group in groups:
             group.mkdir(parents=True, exist_ok=True)
             replace_file(group / _RECORD, GROUP)
-        replace_file(folder / _TABLE, table)
+        replace_file(folder / TABLE, table)
         for place in (home, home.parent):
             sync_directory(place)
         replace_file(home / _RECORD, canonical_json(record.document()))
@@ -167,8 +166,8 @@ def _remove_earlier_forms(home: Path) -> None:
         folder = home / dtype
         if folder.is_dir() and not folder.is_symlink() and _is_group(folder):
             _remove_arrays(folder)
-            (home / _TABLE).unlink(missing_ok=True)
-    known = {*DTYPES, _TABLE, _RECORD, f"{_RECORD}.part", f"{_TABLE}.part"}
+            (home / EARLIER_TABLE).unlink(missing_ok=True)
+    known = {*DTYPES, EARLIER_TABLE, _RECORD, f"{_RECORD}.part", f"{EARLIER_TABLE}.part"}
     for kind in ("part", "old"):
         folder = home.with_name(f".{home.name}.{kind}")
         if folder.is_symlink() or not folder.is_dir():

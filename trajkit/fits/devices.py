@@ -18,7 +18,7 @@ from trajkit.kernels.state import Solution, Sums
 
 
 class DeviceWorker(Protocol):
-    """The sums of one chunk at a time; see :class:`trajkit.kernels.gpu.lane.GpuLane`."""
+    """The sums of one chunk at a time; see :class:`trajkit.kernels.gpu.worker.GpuWorker`."""
 
     codes_TN: Array
 
@@ -102,9 +102,9 @@ def choose_device(device: str) -> str:
         return "cpu"
     missing = [name for name in ("torch", "triton") if find_spec(name) is None]
     if not missing:
-        from trajkit.kernels.gpu import lane as gpu_lane
+        from trajkit.kernels.gpu import worker as gpu_worker
 
-        if gpu_lane.is_available():
+        if gpu_worker.is_available():
             return "cuda"
     if device == "cuda":
         if missing:
@@ -122,10 +122,10 @@ def open_worker(device: str, n_batch: int, n_chunk: int, dtype: str) -> DeviceWo
     """
     if device == "cpu":
         return CpuWorker(n_batch, n_chunk, dtype)
-    from trajkit.kernels.gpu.lane import GpuLane
+    from trajkit.kernels.gpu.worker import GpuWorker
 
     try:
-        return GpuLane(n_batch, n_chunk, dtype)
+        return GpuWorker(n_batch, n_chunk, dtype)
     except NotImplementedError as error:
         raise Unsupported(f"{error}; use --device cpu") from error
 
@@ -138,7 +138,7 @@ def open_arithmetic(device: str, dtype: str) -> Arithmetic:
     """
     if device == "cpu":
         return kernels
-    from trajkit.kernels.gpu.lane import GpuArithmetic
+    from trajkit.kernels.gpu.worker import GpuArithmetic
 
     try:
         return GpuArithmetic(dtype)

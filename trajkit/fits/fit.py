@@ -28,7 +28,7 @@ from trajkit.fits.plan import FitPlan, array_bytes, check_room, free_bytes, plan
 from trajkit.fits.record import FitFindings, FitRecord, FitRequest
 from trajkit.fits.source import StoreName
 from trajkit.fits.sums import KEEP_SUMS_FRAMES, find_prior
-from trajkit.fits.table import make_table, pack_table, tensor_row
+from trajkit.fits.table import pack_table, tensor_row
 from trajkit.fits.tasks import FitOptions, StageTimings
 from trajkit.fits.vector import VectorFit
 from trajkit.fits.walks import FitWalks
@@ -158,7 +158,7 @@ def fit(
                 digests=digests,
                 paper=asdict(describe_kept(weights)) if paper else None,
             )
-            table = pack_table(make_table(rows))
+            table = pack_table(rows)
             result = commit_fit(store, folder, FitRecord(asked, found), table)
     seconds = time.perf_counter() - started
     progress(

@@ -3,7 +3,7 @@
     fits/<name>/
       zarr.json              the record: steps, threshold, filters, versions, statistics, digests
       arrays-<16 digits>/    named by the record, another for every fit
-        tensors.parquet      one row a tensor
+        tensors.json.gz      one row a tensor, as columns
         <dtype>/slope, mean, rsq (float32 [N]), last (unsigned [N]), flags (uint8 [N])
         <dtype>/drift_t        float16 [N]; fits made before it was kept have none
         <dtype>/sums/...     the sums themselves, where they are kept: a later fit goes on from them
@@ -44,6 +44,11 @@ from trajkit.store.store import Store
 if TYPE_CHECKING:
     import polars as pl
 
+
+TABLE = "tensors.json.gz"
+EARLIER_TABLE = "tensors.parquet"
+"""what an earlier trajkit kept, and this one reads"""
+_GZIP = b"\x1f\x8b"
 
 _NULL_NUMBERS = {
     "drift_share": "drift_share",
@@ -182,10 +187,23 @@ class Fit:
         }
 
     def summary(self) -> "pl.DataFrame":
-        """One row a tensor: counts, R², Durbin-Watson, drift and slope statistics."""
+        """One row a tensor: counts, R², Durbin-Watson, drift and slope statistics.
+
+        Raises:
+            Unsupported: polars is not installed; :meth:`rows` needs nothing.
+        """
+        from trajkit.fits.dataframe import make_frame
+
+        return make_frame(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of :meth:`summary`, JSON types; raises :class:`FormatError` where damaged."""
+        from trajkit.fits.dataframe import read_parquet
         from trajkit.fits.table import unpack_table
 
-        return unpack_table(self._table_bytes())
+        content = self._table_bytes()
+        read = unpack_table if content.startswith(_GZIP) else read_parquet
+        return read(content, str(self.folder / "tensors"))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -213,7 +231,9 @@ class Fit:
         return (now.arrays, now.found.digests) == (mine.arrays, mine.found.digests)
 
     def _table_bytes(self) -> bytes:
-        path = self.folder / "tensors.parquet"
+        path = self.folder / TABLE
+        if not path.exists():
+            path = self.folder / EARLIER_TABLE
         with self.reading():
             try:
                 content = path.read_bytes() if path.is_file() else b""

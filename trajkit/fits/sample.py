@@ -10,11 +10,16 @@ import numpy as np
 from trajkit.arrays import DTYPES, Array
 from trajkit.stats.movement import Movement, measure_movement
 
-SAMPLED = 2048
-"""elements of a tensor looked at in a chunk, evenly spaced; all of a smaller one"""
+SAMPLED_IN_CHUNK = 2048
+SAMPLED_IN_TENSOR = 16384
+"""elements looked at, evenly spaced, at most about so many; of a tensor that ends within a chunk at
+least half of the first. Each is a memory access far from the last, a frame: a chunk's worth of them
+takes as long as the arithmetic of a tenth of the chunk"""
 
 
-def sample_movement(codes_TN: Array, is_key_T: Array, where: slice, dtype: str) -> Movement:
+def sample_movement(
+    codes_TN: Array, is_key_T: Array, where: slice, dtype: str, tensor_size: int
+) -> Movement:
     """How often the elements of one tensor in a chunk change, from evenly spaced ones.
 
     Args:
@@ -22,8 +27,10 @@ def sample_movement(codes_TN: Array, is_key_T: Array, where: slice, dtype: str) 
         is_key_T: which rows are bits, not deltas.
         where: the tensor's columns.
         dtype: their format.
+        tensor_size: elements of the whole tensor, of which this chunk holds a part.
     """
-    stride = max((where.stop - where.start) // SAMPLED, 1)
+    size = where.stop - where.start
+    stride = max(size // SAMPLED_IN_CHUNK, min(tensor_size // SAMPLED_IN_TENSOR, size // 64), 1)
     codes_TM = codes_TN[:, where.start : where.stop : stride]
     one = codes_TM.dtype.type(1)
     deltas_TM = (codes_TM >> one) ^ (np.zeros_like(codes_TM) - (codes_TM & one))
@@ -35,5 +42,5 @@ def sample_movement(codes_TN: Array, is_key_T: Array, where: slice, dtype: str) 
     wide = np.float64 if dtype == "float64" else np.float32
     with np.errstate(invalid="ignore"):
         values_TM = bits_TM.view(DTYPES[dtype].scalar).astype(wide)
-    weight = (where.stop - where.start) / max(bits_TM.shape[1], 1)
+    weight = size / max(bits_TM.shape[1], 1)
     return measure_movement(values_TM, weight)

@@ -1,18 +1,21 @@
-"""The table of a fit: one row a tensor, from the statistics its elements were reduced to."""
+"""The table of a fit: one row a tensor, from the statistics its elements were reduced to.
 
-import io
-from collections.abc import Sequence
+It is kept as a gzipped JSON object of columns, each a list with a value a tensor, so that whatever
+reads JSON reads it: ``polars.DataFrame(json.load(gzip.open(path)))``.
+"""
+
+import gzip
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import TensorInfo
-from trajkit.errors import FormatError
+from trajkit.checkpoints.parse import Node, parse_json, unzip
 from trajkit.kernels.state import Stats
 from trajkit.stats.histograms import histogram_quantile, share
-from trajkit.text import shown
 
 RSQ_TABLE_BINS = 50
 """bins of R² on [0, 1] kept a tensor; the whole model keeps them all"""
@@ -72,79 +75,94 @@ def tensor_row(info: TensorInfo, stats: Stats) -> dict[str, Any]:
     }
 
 
-_SCHEMA: dict[str, Any] = {
-    "name": pl.String,
-    "dtype": pl.String,
-    "shape": pl.List(pl.Int64),
-    "elements": pl.Int64,
-    **dict.fromkeys(COUNTS, pl.Int64),
-    **dict.fromkeys(
-        (
-            "share_above_threshold",
-            "mean_rsq",
-            "median_rsq",
-            "median_rsq_kept",
-            "share_above_threshold_kept",
-            "median_durbin_watson",
-            "median_drift_t",
-            "share_drift_t_above_2",
-            "median_ulps_per_100_steps",
-            "rms_slope",
-            "max_abs_slope",
-        ),
-        pl.Float64,
-    ),
-    "hist_rsq": pl.List(pl.Int64),
-    "null_median_rsq": pl.Float64,
-    "null_above_threshold": pl.Float64,
-    "drifting": pl.Int64,
-    "verdict": pl.String,
+_NUMBERS = (
+    "share_above_threshold",
+    "mean_rsq",
+    "median_rsq",
+    "median_rsq_kept",
+    "share_above_threshold_kept",
+    "median_durbin_watson",
+    "median_drift_t",
+    "share_drift_t_above_2",
+    "median_ulps_per_100_steps",
+    "rms_slope",
+    "max_abs_slope",
+)
+"""statistics that have no value where no element was fitted"""
+
+Column = list[Any]
+
+
+def _cells(read: Callable[[Node], Any]) -> Callable[[Node], Column]:
+    return lambda column: [read(cell) for cell in column.items()]
+
+
+def _wholes(column: Node) -> Column:
+    return list(column.wholes())
+
+
+def _reals(column: Node) -> Column:
+    values = column.value
+    if isinstance(values, list) and all(v is None or type(v) is float for v in values):
+        return values
+    return [None if cell.value is None else cell.real() for cell in column.items()]
+
+
+def _histogram(cell: Node) -> list[int]:
+    words = cell.text().split()
+    if len(words) != RSQ_TABLE_BINS or not all(len(w) < 20 and w.isdecimal() for w in words):
+        raise cell.refuse(f"{RSQ_TABLE_BINS} counts")
+    return [int(word) for word in words]
+
+
+_COLUMNS: Mapping[str, Callable[[Node], Column]] = {
+    "name": _cells(Node.text),
+    "dtype": _cells(Node.text),
+    "shape": _cells(lambda cell: list(cell.wholes())),
+    "elements": _wholes,
+    **dict.fromkeys(COUNTS, _wholes),
+    **dict.fromkeys(_NUMBERS, _reals),
+    "hist_rsq": _cells(_histogram),
+    "null_median_rsq": _reals,
+    "null_above_threshold": _reals,
+    "drifting": _cells(lambda cell: None if cell.value is None else cell.whole()),
+    "verdict": _cells(lambda cell: None if cell.value is None else cell.text()),
 }
+COLUMNS = tuple(_COLUMNS)
+ADDED = ("null_median_rsq", "null_above_threshold", "drifting", "verdict")
+"""columns that tables of an earlier trajkit have not; their values are None there"""
+MAX_BYTES = 1 << 30
+"""of a table, unpacked"""
 
 
-_ADDED = ("null_median_rsq", "null_above_threshold", "drifting", "verdict")
-"""columns that tables of an earlier trajkit have not; they are null there"""
-_MAY_BE_EMPTY = ("share_", "mean_", "median_", "rms_", "max_", *_ADDED)
-"""how columns begin that have no value where no element was fitted"""
-MAX_ROWS = 1 << 22
+def pack_table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The rows as they are kept: every column of the table, whatever else a row holds."""
+    columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in COLUMNS}
+    columns["hist_rsq"] = [" ".join(map(str, row["hist_rsq"])) for row in rows]
+    return pack_columns(columns)
 
 
-def make_table(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    """The rows as a polars table, one row a tensor, columns and types always the same."""
-    return pl.DataFrame(list(rows), schema=_SCHEMA, orient="row")
+def pack_columns(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """Columns of JSON values as a gzipped JSON object, the same bytes each time."""
+    text = json.dumps(columns, separators=(",", ":"))
+    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
 
 
-def pack_table(table: pl.DataFrame) -> bytes:
-    """The table as a parquet file's bytes."""
-    buffer = io.BytesIO()
-    table.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def unpack_table(content: bytes) -> pl.DataFrame:
-    """The table from :func:`pack_table`'s bytes; columns of a later trajkit are left out.
+def unpack_table(content: bytes, where: str) -> list[dict[str, Any]]:
+    """The rows from :func:`pack_table`'s bytes; columns of a later trajkit are left out.
 
     Raises:
         FormatError: it is no such table, whatever its digest says.
     """
-    try:
-        rows = pl.scan_parquet(io.BytesIO(content)).select(pl.len()).collect().item()
-        if rows > MAX_ROWS:
-            raise FormatError(f"the table of tensors has {rows} rows, more than {MAX_ROWS}")
-        held = pl.read_parquet_schema(io.BytesIO(content))
-        names = [c for c in _SCHEMA if c in held or c not in _ADDED]
-        table = pl.read_parquet(io.BytesIO(content), columns=names)
-    except FormatError:
-        raise
-    except (Exception, pl.exceptions.PanicException) as error:  # it names no errors of its own
-        raise FormatError(f"the table of tensors is not readable: {shown(error)}") from error
-    lacking = [pl.lit(None, _SCHEMA[c]).alias(c) for c in _SCHEMA if c not in names]
-    table = table.with_columns(lacking).select(list(_SCHEMA))
-    wrong = [c for c, kind in _SCHEMA.items() if table.schema[c] != kind]
-    filled = [c for c in _SCHEMA if not c.startswith(_MAY_BE_EMPTY)]
-    wrong += [c for c in filled if table[c].null_count()]
-    if not wrong and (table["hist_rsq"].list.len() != RSQ_TABLE_BINS).any():
-        wrong.append("hist_rsq")
-    if wrong:
-        raise FormatError(f"the table of tensors: not what column {wrong[0]} can hold")
-    return table
+    held = parse_json(unzip(content, where, MAX_BYTES), where, constants=True)
+    names = held["name"].items()
+    columns = {
+        column: [None] * len(names)
+        if column in ADDED and column not in held.value
+        else read(held[column])
+        for column, read in _COLUMNS.items()
+    }
+    for column, values in columns.items():
+        if len(values) != len(names):
+            raise held[column].refuse(f"{len(names)} values")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

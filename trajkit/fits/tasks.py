@@ -120,7 +120,7 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
     for span in vector.spans(start, stop):
         where = slice(span.at, span.at + span.stop - span.start)
         if codes is not None:
-            moves = sample_movement(*codes, where, task.dtype)
+            moves = sample_movement(*codes, where, task.dtype, span.tensor.size)
         else:
             assert sums is not None
             moves = Movement(count_changes(sums.changes[where], task.window.n_frames))

@@ -1,4 +1,4 @@
-"""Report: one self-contained page about a fit, its numbers as JSON and its table as parquet."""
+"""Report: one self-contained page about a fit, its numbers as JSON and its table as JSON lines."""
 
 import json
 import time
@@ -16,7 +16,6 @@ from trajkit.checkpoints.metrics import Metrics, read_metrics
 from trajkit.defaults import DEFAULT_FIT, DEFAULT_OUT
 from trajkit.evidence.movement import find_evidence
 from trajkit.fits.kept import Fit, read_fit
-from trajkit.fits.table import pack_table
 from trajkit.fits.window import check_fit_is_current
 from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
 from trajkit.reports.beside import describe_beside, read_other_run
@@ -33,6 +32,7 @@ from trajkit.reports.outputs_section import OutputsSection, read_section
 from trajkit.reports.page import FigureBlock, PageData, build_page, run_facts
 from trajkit.reports.palette import LIGHT, PAGE, Palette, css_colours
 from trajkit.reports.plots import RsqData, draw_gallery, draw_histogram, draw_timeline
+from trajkit.reports.tables import table_lines
 from trajkit.reports.trust import TrustPage, draw_trust, read_trust
 from trajkit.stats.walks import WalkReference, reference_walks
 from trajkit.store.metrics import read_kept_metrics
@@ -86,7 +86,7 @@ def report(
     beside: Source | None = None,
     progress: Progress | bool = False,
 ) -> ReportResult:
-    """Write a page about a fit: ``index.html``, ``summary.json`` and ``tensors.parquet``.
+    """Write a page about a fit: ``index.html``, ``summary.json`` and ``tensors.jsonl``.
 
     The page needs no network and no other file. Its figures set every R² beside what a driftless
     random walk scores on the same steps.
@@ -128,7 +128,7 @@ def report(
         folder.write_side_file("index.html", page)
         summary = json.dumps(job.summary(), indent=2, allow_nan=False) + "\n"
         folder.write_side_file("summary.json", summary.encode())
-        folder.write_side_file("tensors.parquet", pack_table(job.table))
+        folder.write_side_file("tensors.jsonl", table_lines(job.rows))
         if formats:
             (folder.part / "figures").mkdir()
             job.save_figures(folder.part / "figures", formats)
@@ -162,8 +162,7 @@ class _Job:
         self.fit = fit
         self.progress = progress
         self.numbers = fit.describe()
-        self.table = fit.summary()
-        self.rows: list[dict[str, Any]] = self.table.to_dicts()
+        self.rows = fit.rows()
         self.walk: WalkReference | None = reference_walks(fit.record.steps)
         self.finding: Finding = find(self.numbers, self.walk)
         self.grid: ModuleGrid = arrange_modules(self.rows)
@@ -209,7 +208,7 @@ class _Job:
             footer=(
                 f"Made by trajkit {trajkit.__version__} from a fit made by {versions}. Frames "
                 f"{record.frames_digest}. The numbers are in summary.json, the table in "
-                "tensors.parquet."
+                "tensors.jsonl."
             ),
         )
 

@@ -1,6 +1,7 @@
 """The page's tables: what became of every element, and all tensors with their statistics."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,7 +126,7 @@ def build_tensor_table(n: Mapping[str, Any], folded: bool) -> tuple[str, str]:
         f"{percent(n['null_above_threshold'])}."
     )
     if folded:
-        lead += " The experts of a layer are one row; tensors.parquet has each by itself."
+        lead += " The experts of a layer are one row; tensors.jsonl has each by itself."
     heads = "".join(
         f'<th scope="col" data-column="{c}" title="{escape(why)}">'
         f"<button{' disabled' if kind == 'spark' else ''}>{escape(head)}</button></th>"
@@ -138,7 +139,7 @@ def build_tensor_table(n: Mapping[str, Any], folded: bool) -> tuple[str, str]:
         '<button id="earlier">Earlier</button><button id="later">Later</button></div>'
         f'<div class="scroll"><table class="tensors"><thead><tr>{heads}</tr></thead>'
         "<tbody></tbody></table></div>"
-        "<noscript><p>The table needs JavaScript; its rows are in tensors.parquet too.</p></noscript>"
+        "<noscript><p>The table needs JavaScript; its rows are in tensors.jsonl too.</p></noscript>"
     )
     return lead, content
 
@@ -151,6 +152,15 @@ def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
     }
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def table_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The table of a fit as JSON lines, one a tensor; infinite and missing numbers are null."""
+    finite = (
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    )
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in finite).encode()
 
 
 def _table_row(row: Mapping[str, Any]) -> list[Any]:

@@ -1,8 +1,8 @@
-"""A worker's lane to a CUDA device: a stream, pinned host memory, and device memory for one chunk.
+"""What a worker has on a CUDA device: a stream, pinned host memory, and memory for one chunk.
 
-Each worker thread decompresses frames into its lane's pinned buffer and hands the chunk over; the
-copy, the kernel and the copy back go down the lane's own stream, so that lanes overlap with one
-another and with decompression. Memory of a lane, on the host (pinned) and on the device each:
+Each worker thread decompresses frames into its pinned buffer and hands the chunk over; the copy, the
+kernel and the copy back go down its own stream, so that workers overlap with one another and with
+decompression. Memory of each, on the host (pinned) and on the device alike:
 B · C codes and about 140 bytes an element of the chunk. Not run on a GPU by trajkit's own tests
 unless there is one; the arithmetic is tested in Triton's interpreter with ``device="cpu"``.
 """
@@ -22,7 +22,7 @@ from trajkit.kernels.state import SUMS_SCALARS, Solution, Sums
 _SCALARS = ("dtype", "distinct_in", *SUMS_SCALARS)
 
 
-class GpuLane:
+class GpuWorker:
     """The sums of one chunk at a time, on a device.
 
     Args:
