@@ -32,7 +32,7 @@ def parameter_options(command: Command) -> Command:
     for name, parameter in reversed(PARAMETERS.items()):
         option: Callable[[Command], Command] = click.option(
             f"--{name.replace('_', '-')}",
-            type=float,
+            type=int if parameter.whole else float,
             metavar=parameter.metavar,
             help=f"{', '.join(OWNERS[name])}: {parameter.help}.",
         )
@@ -88,8 +88,12 @@ def _describe_estimators() -> str:
     "that can.",
 )
 @fit_option("fit", "Which fit to use.")
-@click.option("--from-step", type=int, metavar="A", help="two-point, expo: the first point.")
-@click.option("--to-step", type=int, metavar="B", help="two-point, expo: the last point.")
+@click.option(
+    "--from-step", type=int, metavar="A", help="two-point, expo, ema, rank-k: the first checkpoint."
+)
+@click.option(
+    "--to-step", type=int, metavar="B", help="two-point, expo, ema, rank-k: the last one."
+)
 @click.option(
     "--tensors",
     multiple=True,
@@ -110,6 +114,12 @@ def _describe_estimators() -> str:
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Take shard layout, config and tokenizer from this checkpoint folder.",
+)
+@click.option(
+    "--max-norm",
+    type=float,
+    metavar="R",
+    help="Scale a jump down that is larger in norm than R times the last checkpoint.",
 )
 @device_option("cpu")
 @click.option("--check", is_flag=True, help="Load the result with transformers, without weights.")
@@ -132,8 +142,9 @@ def extrapolate_command(
 
     One target goes to the output folder itself, several to step_X folders in it. The estimators
     anchored, line and damped follow the fitted lines; two-point and expo go through two
-    checkpoints; shrunk and wiener weigh each element; auto goes by the run's backtest. Elements that
-    the fit does not explain keep their last value.
+    checkpoints; shrunk and wiener weigh each element; ema and rank-k add up all checkpoints, the
+    latter along the few directions that the run moved most in; auto goes by the run's backtest.
+    Elements that the fit does not explain keep their last value.
     """
     if not steps and not any(options[name] is not None for name in ("alpha",)):
         own = ESTIMATORS.get(options["estimator"])

@@ -16,6 +16,7 @@ from trajkit.errors import InvalidInput, Mismatch, NotFound, TrajkitWarning
 from trajkit.fits.estimators.gates import GateRule, parse_gate
 from trajkit.fits.estimators.table import ESTIMATORS, OWNERS, PARAMETERS, make_estimator
 from trajkit.forecast.chunks import ChunkTask, Evaluator, evaluate_chunks, make_tasks
+from trajkit.forecast.combine import weigh
 from trajkit.forecast.evaluation import resolve
 from trajkit.forecast.extrapolate import run
 from trajkit.forecast.plan import plan
@@ -47,12 +48,14 @@ def traj(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
         {"estimator": "two-point", "from_step": 10},
         {"estimator": "expo", "rsq_threshold": 0.2},
         {"estimator": "line", "gate": "none"},
+        {"estimator": "rank-k-anchored", "rank": 2},
     ],
 )
 def test_a_task_gives_the_same_bits_in_another_process(
     traj: Trajectory, options: dict[str, object]
 ) -> None:
     evaluation = resolve(Request.make(traj, 90, **options))
+    evaluation = weigh(evaluation, (90, 55), 2**30, silent)
     (vector,) = evaluation.store.vectors.values()
     tasks = make_tasks(evaluation.rule, vector, 2, (90, 55))
     assert [list(t.chunks) for t in tasks] == [[0, 1], [2]]
@@ -96,8 +99,8 @@ def test_every_estimator_is_a_line_in_the_table(traj: Trajectory) -> None:
         assert estimator.name == kind.name == name
         assert hash(estimator) == hash(pickle.loads(pickle.dumps(estimator)))
         assert all(name in OWNERS[p.name] for p in estimator.parameters)
-    assert PARAMETERS.keys() == {"damping", "alpha"}
-    with pytest.raises(InvalidInput, match="there are: damping, alpha"):
+    assert PARAMETERS.keys() == {"damping", "decay", "rank", "alpha"}
+    with pytest.raises(InvalidInput, match="there are: damping, decay, rank, alpha"):
         trajkit.extrapolate(traj, 90, "out", thresold=0.5)  # type: ignore[call-arg]
 
 

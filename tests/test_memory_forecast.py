@@ -24,6 +24,10 @@ def do(store, out):
         trajkit.extrapolate(traj, [5, 6], out, memory=memory)
     elif what == "two-point":
         trajkit.extrapolate(traj, 5, out, estimator="two-point", memory=memory)
+    elif what == "rank-k":
+        trajkit.extrapolate(traj, [5, 6], out, estimator="rank-k", memory=memory)
+    elif what == "capped":
+        trajkit.extrapolate(traj, [5, 6], out, max_norm=1e-6, memory=memory)
     elif what == "report":
         trajkit.report(traj, out)
     else:
@@ -55,7 +59,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @needs_peak
-@pytest.mark.parametrize("what", ["extrapolate", "two-point", "report", "checkpoint"])
+@pytest.mark.parametrize(
+    "what", ["extrapolate", "two-point", "rank-k", "capped", "report", "checkpoint"]
+)
 def test_peaks_stay_under_a_small_budget(
     stores: tuple[Path, Path], tmp_path: Path, what: str
 ) -> None:

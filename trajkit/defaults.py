@@ -19,6 +19,9 @@ DEFAULT_OUT = "report"
 DEFAULT_DAMPING = 0.3
 """on a published GRPO trace, ten checkpoints ahead, it beat both 1 and holding the last value"""
 
+DEFAULT_DECAY = 0.5
+"""of a moving average: on the run in data/ better than .8 at every horizon judged"""
+
 DEFAULT_ESTIMATOR = "anchored"
 
 DEFAULT_ROUNDING = "nearest"

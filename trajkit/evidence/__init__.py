@@ -2,6 +2,7 @@
 
 movement    verb: how the weights moved between checkpoints, and where they turned; as it is kept
 gram        one streaming pass over the store: inner products of all changes
+deltas      another: inner products of all displacements, for lines in a few directions
 beside      whether two runs drift the same way
 metrics     metrics of a run beside its movement: the best step, and what came after it
 backtest    verb: forecasts made at earlier checkpoints, judged on later ones

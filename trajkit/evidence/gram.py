@@ -189,13 +189,7 @@ def _multiply(
     parts: dict[str, GroupMovement] = {}
     for span in vector.spans(*vector.chunk_span(k)):
         inside = slice(span.at, span.at + span.stop - span.start)
-        changes_KN = changes_KC[:, inside]
-        with np.errstate(over="ignore", invalid="ignore"):
-            gram_KK = _inner_products(changes_KN)
-        if not _in_range(gram_KK):
-            scale = float(np.abs(changes_KN).max(initial=0.0)) or 1.0
-            unit_KN = changes_KN / changes_KN.dtype.type(scale)
-            gram_KK = _inner_products(unit_KN) * scale**2
+        gram_KK = inner_products(changes_KC[:, inside])
         changed_K = np.array([np.count_nonzero(row) for row in moved_KC[:, inside]], np.int64)
         part = GroupMovement(gram_KK, changed_K, span.stop - span.start)
         group = groups[span.tensor.name]
@@ -203,8 +197,19 @@ def _multiply(
     return parts
 
 
-def _inner_products(changes_KN: Array) -> Array:
-    """<d_k, d_l>, float64 [K, K]: products of tiles by BLAS, their sum in float64.
+def inner_products(changes_KN: Array) -> Array:
+    """<d_k, d_l>, float64 [K, K], of finite changes, scaled where their squares leave the format."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram_KK = _multiply_tiles(changes_KN)
+    if not _in_range(gram_KK):
+        scale = float(np.abs(changes_KN).max(initial=0.0)) or 1.0
+        unit_KN = changes_KN / changes_KN.dtype.type(scale)
+        gram_KK = _multiply_tiles(unit_KN) * scale**2
+    return gram_KK
+
+
+def _multiply_tiles(changes_KN: Array) -> Array:
+    """Products of tiles by BLAS, their sum in float64.
 
     Tiles of 256 columns are too small for BLAS to share among threads, which cost more than they
     gain where other work is on the machine (33 changes of 262,144 elements: 14 ms of one core, and

@@ -5,6 +5,8 @@ request      what is asked, as a value
 auto        the rule that the backtest took, in place of an estimator
 evaluation   the request with everything looked up that it names; the rule that elements follow
 plan         what will be written, checked without writing
+combine      what checkpoints weigh in an average, and their sum
+cap          how far a jump may go
 chunks       a few chunks of that: a task, and what does it
 result       what is going to be, and was, written
 cautions     what a reader of the outcome should know

@@ -1,6 +1,5 @@
 """``--estimator auto``: the rule that the run's own backtest took for the horizon asked."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from trajkit.errors import FormatError, InvalidInput, Mismatch, NotFound
 from trajkit.evidence.kept import Backtest, read_backtest
 from trajkit.fits.estimators.gates import parse_gate
-from trajkit.fits.estimators.table import ESTIMATORS, PARAMETERS
+from trajkit.fits.estimators.table import ESTIMATORS
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.forecast.request import AUTO, Request
 from trajkit.store.tensors import as_store
@@ -58,7 +57,7 @@ def settle(request: Request) -> tuple[Request, Chosen | None]:
         )
     horizons = [step - fit.record.steps[-1] for step in request.steps]
     furthest = max(horizons)
-    choices = [_choose(backtest, h) for h in horizons]
+    choices = [backtest.best_for(h) for h in horizons]
     if len({c["rule"] for c in choices}) > 1:
         rules = ", ".join(str(c["rule"]) for c in choices)
         raise InvalidInput(
@@ -73,39 +72,7 @@ def settle(request: Request) -> tuple[Request, Chosen | None]:
         "honest_ratio": choice["honest_ratio"],
         "trust_horizon": backtest.trust_horizon,
     }
-    if "best" in choice:
-        record["best"] = choice["best"]
     return _with_rule(request, backtest, choice), Chosen(record, tuple(cautions))
-
-
-def _choose(backtest: Backtest, horizon: int) -> dict[str, Any]:
-    """The kept choice; where ``extrapolate`` does not write it, the best of those that it does."""
-    choice = dict(backtest.best_for(horizon))
-    if choice.get("estimator") == "hold" or choice.get("estimator") in ESTIMATORS:
-        return choice
-    column = backtest.record["horizons"].index(choice["horizon"])
-    found = {
-        name: row[column]
-        for name, row in backtest.record["ratio"].items()
-        if row[column] is not None and name.split(" ")[0] in ESTIMATORS
-    }
-    name = min(found, key=found.__getitem__, default="hold")
-    if found.get(name, 1.0) >= 1:
-        name = "hold"
-    best = {"best": choice["rule"], "horizon": choice["horizon"], "honest_ratio": None}
-    return best | {"rule": name, "ratio": found.get(name, 1.0), **_parse_rule(name)}
-
-
-def _parse_rule(name: str) -> dict[str, Any]:
-    """Estimator, gate and damping from a rule's name.
-
-    >>> _parse_rule("damped 0.5 t:3")
-    {'estimator': 'damped', 'gate': 't:3', 'damping': 0.5}
-    """
-    estimator, *rest = name.split(" ")
-    gate = next((part for part in rest if ":" in part), None)
-    damping = float(rest[0]) if estimator == "damped" else 1.0
-    return {"estimator": estimator, "gate": gate, "damping": damping}
 
 
 def _of_trust(request: Request, backtest: Backtest, horizon: int) -> list[str]:
@@ -124,18 +91,12 @@ def _of_trust(request: Request, backtest: Backtest, horizon: int) -> list[str]:
 
 
 def _of_choice(choice: Mapping[str, Any]) -> list[str]:
-    found = []
-    if "best" in choice:
-        found.append(
-            f"the backtest's best rule at this horizon, {choice['best']}, is none that extrapolate "
-            f"writes; the best of those is taken, {choice['rule']}"
-        )
-    if choice["estimator"] == "hold":
-        found.append(
-            "no rule was better than keeping the last checkpoint at this horizon: these weights are "
-            "those of the last checkpoint"
-        )
-    return found
+    if choice.get("estimator") != "hold":
+        return []
+    return [
+        "no rule was better than keeping the last checkpoint at this horizon: these weights are "
+        "those of the last checkpoint"
+    ]
 
 
 def _with_rule(request: Request, backtest: Backtest, choice: Mapping[str, Any]) -> Request:
@@ -143,19 +104,25 @@ def _with_rule(request: Request, backtest: Backtest, choice: Mapping[str, Any]) 
     estimator, gate, damping = (choice.get(key) for key in ("estimator", "gate", "damping"))
     if estimator == "hold":  # anchored over no horizon: every bit of the last checkpoint
         estimator, gate, damping = "damped", "none", 0.0
-    parameters = {"damping": damping} if estimator == "damped" else {}
     try:
-        if parameters:
-            number = float(parameters["damping"])  # type: ignore[arg-type]
-            if not math.isfinite(number):
-                raise ValueError(number)
-            PARAMETERS["damping"].check(number)
+        numbers = {"damping": damping} if estimator == "damped" else {}
+        if choice.get("parameter") is not None:  # an average's decay, or how many directions
+            own = ESTIMATORS[str(estimator)].parameters
+            numbers = {own[0].name: choice["parameter"]}
+        parameters = {name: float(number) for name, number in numbers.items()}  # type: ignore[arg-type]
         if gate is not None:
             parse_gate(gate)
         return replace(
             request, estimator=str(estimator), parameters=parameters, gate=gate, strict=False
         )
-    except (InvalidInput, ValueError, TypeError, AttributeError) as error:
+    except (
+        InvalidInput,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+    ) as error:
         raise FormatError(
             f"{backtest.path}: the rule kept is none; run trajkit backtest again"
         ) from error

@@ -13,7 +13,23 @@ def find_cautions(evaluation: Evaluation, target: Target) -> list[str]:
         *_of_verdict(evaluation),
         *_of_horizon(evaluation, target),
     ]
+    scaled = describe_scale(target)
+    found += [] if scaled is None else [scaled]
     return found + _of_name(evaluation, target)
+
+
+def describe_scale(target: Target) -> str | None:
+    """Where a cap cut the jump short.
+
+    >>> describe_scale(Target(90, 20, "out", relative_norm=0.04, scale=0.5))
+    'the jump to step 90 was scaled by 0.5: it was 0.04 of the last checkpoint in norm'
+    """
+    if target.scale is None or target.scale == 1:
+        return None
+    return (
+        f"the jump to step {target.step} was scaled by {target.scale:.3g}: it was "
+        f"{target.relative_norm:.3g} of the last checkpoint in norm"
+    )
 
 
 def _of_verdict(evaluation: Evaluation) -> list[str]:

@@ -12,13 +12,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from trajkit.arrays import Array
+from trajkit.arrays import DTYPES, Array
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.errors import Mismatch
 from trajkit.fits.devices import Arithmetic, open_arithmetic
 from trajkit.fits.estimators.estimator import Counts, Values
 from trajkit.fits.kept import Fit, read_fit
+from trajkit.forecast.combine import combine_bytes, combine_chunk
 from trajkit.forecast.evaluation import Evaluation, Rule, fit_digest
+from trajkit.kernels import api as kernels
 from trajkit.kernels.gate import Gate
 from trajkit.parallel import Plan, Scratch, count_workers, plan_batch
 from trajkit.store.chunks import ChunkReader
@@ -43,16 +45,28 @@ class ChunkTask:
     steps: tuple[int, ...]
 
 
-def plan_chunks(vectors: Mapping[str, FlatVector], budget: int) -> tuple[Plan, int]:
+def plan_chunks(
+    vectors: Mapping[str, FlatVector], budget: int, *, combined: int = 0, measured: bool = False
+) -> tuple[Plan, int]:
     """Workers, and chunks that each evaluates together: fewer chunks first, then fewer workers.
+
+    ``combined``: targets for which checkpoints are added up, a chunk at a time. ``measured``:
+    whether jumps are, too.
 
     Raises:
         OverBudget: one worker with one chunk does not fit.
     """
-    # arrays decoded, coded bytes on their way, and the bits
-    one = max((v.chunk * (50 + 5 * v.dtype.itemsize) for v in vectors.values()), default=0)
-    workers = count_workers()
-    return plan_batch("extrapolate", workers, GROUP_CHUNKS, 1, lambda n: n * one, budget)
+
+    def of_chunk(v: FlatVector) -> int:
+        # arrays decoded, coded bytes on their way, and the bits
+        plain = v.chunk * (50 + 5 * v.dtype.itemsize)
+        wide = 8 if v.dtype.itemsize == 8 else 4
+        measuring = v.chunk * (3 * wide + 4 * 8) if measured else 0
+        return plain + measuring + (combine_bytes(v, combined) if combined else 0)
+
+    one = max(map(of_chunk, vectors.values()), default=0)
+    most = 1 if combined else GROUP_CHUNKS
+    return plan_batch("extrapolate", count_workers(), most, 1, lambda n: n * one, budget)
 
 
 def make_tasks(
@@ -84,6 +98,24 @@ def _opened(rule: Rule) -> "Evaluator":
     return Evaluator(rule, store, fit)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a task goes by."""
+
+    start: int
+    """first element"""
+    pieces: list[tuple[int, int, str]]
+    """runs of elements under one rule, counted from there"""
+    fit: Mapping[str, Array]
+    """the fit's arrays that are read, by name, [N] each"""
+    first: Array
+    """bits of the checkpoint a, [N]; the same array as ``last`` where it is not needed"""
+    last: Array
+    """bits of the checkpoint b, [N]"""
+    moves: Array | None
+    """of a combination of checkpoints, float64 [targets, N]"""
+
+
 class Evaluator:
     """Evaluates tasks of one rule; safe to call from many threads at once.
 
@@ -92,6 +124,7 @@ class Evaluator:
 
     def __init__(self, rule: Rule, store: Store, fit: Fit | None) -> None:
         self._fit_readers: dict[str, dict[str, ChunkReader]] = {}
+        self._frame_readers: dict[str, ChunkReader] = {}
         self.rule = rule
         self.store = store
         self.fit = fit
@@ -99,6 +132,8 @@ class Evaluator:
         self._fit_has_last = fit is not None and fit.record.steps[-1] == store.steps[rule.last]
         self._of_thread = local()
         self._scratch = Scratch()
+        if rule.estimator.combines:
+            self._frame_readers = {d: ChunkReader(store.frames[d]) for d in store.vectors}
         arrays = {} if fit is None else fit.arrays
         self._fit_readers = {
             dtype: {name: ChunkReader(array) for name, array in of_dtype.items()}
@@ -118,7 +153,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Close the files that are open."""
-        for readers in self._fit_readers.values():
+        for readers in (*self._fit_readers.values(), self._frame_readers):
             for reader in readers.values():
                 reader.close()
 
@@ -126,8 +161,65 @@ class Evaluator:
 
     def run(self, task: ChunkTask, emit: Emit) -> list[Counts]:
         """Evaluate some chunks at every target step, and hand the bits over; counts a target."""
+        vector, known = self.store.vectors[task.dtype], self._read(task)
+        start, n = known.start, len(known.last)
+        out = self._buffer("out", vector.chunk, vector.dtype.bits, len(task.chunks))[:n]
+        counts = []
+        for i in range(len(task.steps)):
+            counts.append(self._evaluate(task, known, i, task.dtype, known.first, known.last, out))
+            emit(i, start, out)
+        return counts
+
+    def measure(self, task: ChunkTask) -> list[Array]:
+        """|y|² of each chunk, y the last checkpoint, and |ŷ - y|² a target; float64 [1 + S] each.
+
+        ŷ is evaluated in float32 (float64 for float64), without rounding into the dtype. Elements
+        that are not finite in both are left out.
+        """
+        vector, known = self.store.vectors[task.dtype], self._read(task)
+        wide = "float64" if vector.dtype.itemsize == 8 else "float32"
+        bits = DTYPES[wide].bits
+        squares = np.zeros((len(task.chunks), 1 + len(task.steps)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            last_N = kernels.values_of(known.last, task.dtype).astype(wide)
+            first_N = last_N
+            if known.first is not known.last:
+                first_N = kernels.values_of(known.first, task.dtype).astype(wide)
+            out = np.empty(len(last_N), bits)
+            _add_squares(squares[:, 0], last_N.astype(np.float64), vector.chunk)
+            for i in range(len(task.steps)):
+                self._evaluate(task, known, i, wide, first_N.view(bits), last_N.view(bits), out)
+                jump_N = out.view(wide).astype(np.float64) - last_N
+                _add_squares(squares[:, 1 + i], jump_N, vector.chunk)
+        return list(squares)
+
+    def _evaluate(
+        self, task: ChunkTask, known: "_Known", i: int, dtype: str, first: Array, last: Array,
+        out: Array,
+    ) -> Counts:  # fmt: skip
+        """Write one target's bits of a dtype, which may be a wider one than the chunk's own."""
+        rule, step, total = self.rule, task.steps[i], Counts()
+        scale = dict(rule.scales).get(step, 1.0)
+        for begin, end, what in known.pieces:
+            piece = slice(begin, end)
+            if what != "extrapolate":
+                out[piece] = last[piece]
+                total += Counts(held=end - begin, copied=end - begin if what == "copy" else 0)
+                continue
+            of_piece = {name: array[piece] for name, array in known.fit.items()}
+            move = None if known.moves is None else known.moves[i, piece]
+            values = Values(dtype, of_piece, first[piece], last[piece], move)
+            total += rule.estimator.evaluate(
+                values, rule.points, step, gate=self._gate(of_piece),
+                rounding=rule.rounding.at(known.start + begin), out=out[piece],
+                arithmetic=self._arithmetic(dtype), scale=scale,
+            )  # fmt: skip
+        return total
+
+    def _read(self, task: ChunkTask) -> "_Known":
+        """What is known of some chunks, in the thread's own scratch."""
         vector = self.store.vectors[task.dtype]
-        chunks, rule = task.chunks, self.rule
+        chunks = task.chunks
         start, stop = vector.chunk_span(chunks[0])[0], vector.chunk_span(chunks[-1])[1]
         pieces = self._pieces(vector, start, stop)
         moving = any(what == "extrapolate" for _, _, what in pieces)
@@ -137,26 +229,8 @@ class Evaluator:
         if not moving:
             pieces = [(a, b, "hold" if what == "extrapolate" else what) for a, b, what in pieces]
         first, last = self._read_points(vector, chunks, stop - start, fit, moving)
-        out = self._buffer("out", vector.chunk, vector.dtype.bits, len(chunks))[: stop - start]
-        counts = []
-        for i, step in enumerate(task.steps):
-            total = Counts()
-            for begin, end, what in pieces:
-                piece = slice(begin, end)
-                if what != "extrapolate":
-                    out[piece] = last[piece]
-                    total += Counts(held=end - begin, copied=end - begin if what == "copy" else 0)
-                    continue
-                of_piece = {name: array[piece] for name, array in fit.items()}
-                values = Values(task.dtype, of_piece, first[piece], last[piece])
-                total += rule.estimator.evaluate(
-                    values, rule.points, step, gate=self._gate(of_piece),
-                    rounding=rule.rounding.at(start + begin), out=out[piece],
-                    arithmetic=self._arithmetic(task.dtype),
-                )  # fmt: skip
-            emit(i, start, out)
-            counts.append(total)
-        return counts
+        moves = self._combine(vector, chunks, task.steps) if moving else None
+        return _Known(start, pieces, fit, first, last, moves)
 
     def _gate(self, fit: Mapping[str, Array]) -> Gate:
         """The gate of some elements, with what was read of the fit."""
@@ -165,6 +239,17 @@ class Evaluator:
             return Gate(None, fit.get("flags"), rule.held_flags)
         score = None if rule.by_flag else rule.gate.of(fit[rule.gate.array])
         return Gate(score, fit.get("flags"), rule.held_flags, rule.gate.threshold)
+
+    def _combine(self, vector: FlatVector, chunks: range, steps: tuple[int, ...]) -> Array | None:
+        """What combinations of checkpoints move by, float64 [targets, N]; None for other rules."""
+        rule = self.rule
+        if not rule.estimator.combines:
+            return None
+        frames = range(rule.first, rule.last + 1)
+        weights_ST = np.array([dict(rule.weights)[step] for step in steps])
+        reader = self._frame_readers[vector.dtype.name]
+        parts = [combine_chunk(self.store, reader, vector, frames, k, weights_ST) for k in chunks]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _read_fit(self, vector: FlatVector, chunks: range, n: int) -> tuple[dict[str, Array], bool]:
         """The fit's arrays that are read, [N] each, and whether any element may move.
@@ -214,7 +299,7 @@ class Evaluator:
         else:
             last = self._read_frame(vector, "last", self.rule.last, chunks)
         if not with_first:
-            return last[:n], last[:n]
+            return (same := last[:n]), same
         return self._read_frame(vector, "first", self.rule.first, chunks)[:n], last[:n]
 
     def _read_frame(self, vector: FlatVector, name: str, t: int, chunks: range) -> Array:
@@ -237,6 +322,14 @@ class Evaluator:
             else:
                 pieces.append((span.at, end, what))
         return pieces
+
+
+def _add_squares(sums: Array, values_N: Array, chunk: int) -> None:
+    """Add Σ v² of each chunk's finite values to its place."""
+    values_N[~np.isfinite(values_N)] = 0
+    for j, at in enumerate(range(0, len(values_N), chunk)):
+        part = values_N[at : at + chunk]
+        sums[j] += float(np.square(part).sum())
 
 
 def _may_move(flags: Array, held: np.uint8) -> bool:

@@ -44,12 +44,16 @@ class Rule:
     """(name, ``extrapolate``, ``hold`` or ``copy``) of every tensor"""
     device: str
     """``cpu`` or ``cuda``"""
+    weights: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    """of a combination of checkpoints: target step -> what each from a to b weighs"""
+    scales: tuple[tuple[int, float], ...] = ()
+    """target step -> the part of the way that is gone, where a cap on the jump cuts it short"""
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The fit's arrays that are read, those first that tell whether to read the rest."""
         by_score = () if self.gate is None or self.by_flag else (self.gate.array,)
-        if self.estimator.is_pair and self.gate is None:
+        if not self.estimator.needs_fit and self.gate is None:
             return ()
         return tuple(dict.fromkeys(("flags", *self.estimator.reads, *by_score)))
 
@@ -66,7 +70,7 @@ class Rule:
             found["seed"] = self.rounding.seed
         own = describe_parameters(self.estimator)
         found |= {k: v for k, v in own.items() if k != "alpha"}  # a target says its own
-        if self.estimator.is_pair:
+        if not self.estimator.needs_fit:
             found |= {"from_step": self.points.first_step, "to_step": self.points.last_step}
         return found
 
@@ -96,7 +100,7 @@ def resolve(request: Request) -> Evaluation:
     request, chosen = settle(request)
     device, store = choose_device(request.device), as_store(request.traj)
     estimator, asked = request.make_estimator(), request.gate_asked()
-    fit = _find_fit(store, request.fit, not estimator.is_pair or asked is not None)
+    fit = _find_fit(store, request.fit, estimator.needs_fit or asked is not None)
     if fit is not None:
         check_fit_is_current(store, fit)
     if not len(store.steps):
@@ -104,7 +108,7 @@ def resolve(request: Request) -> Evaluation:
     window = store.steps if fit is None else fit.steps
     first = store.index_of(int(window[0]) if request.from_step is None else request.from_step)
     last = store.index_of(int(window[-1]) if request.to_step is None else request.to_step)
-    if estimator.is_pair and first >= last:
+    if not estimator.needs_fit and first >= last:
         raise InvalidInput(
             f"{estimator.name} needs a from_step earlier than its to_step, not "
             f"{store.steps[first]} and {store.steps[last]}"
@@ -159,7 +163,7 @@ def _assign_rules(
     request: Request, store: Store, fit: Fit | None, estimator: Estimator, template: Template
 ) -> dict[str, str]:
     fitted = float_dtypes(store.vectors)
-    if fit is not None and not estimator.is_pair:
+    if fit is not None and estimator.needs_fit:
         fitted = tuple(d for d in fitted if d in fit.arrays)
     rules = [parse_rule(text) for text in request.tensors]
     return assign_rules(store.tensors, rules, fitted, template.tied)

@@ -20,8 +20,10 @@ from trajkit.errors import warn
 from trajkit.fits.estimators.estimator import Counts
 from trajkit.fits.estimators.gates import GateRule
 from trajkit.fits.kept import Fit
-from trajkit.forecast.cautions import find_cautions
+from trajkit.forecast.cap import cap_jumps
+from trajkit.forecast.cautions import describe_scale, find_cautions
 from trajkit.forecast.chunks import ChunkTask, Evaluator, make_tasks
+from trajkit.forecast.combine import weigh
 from trajkit.forecast.modelcard import write_card
 from trajkit.forecast.plan import Forecast, plan
 from trajkit.forecast.provenance import describe_target
@@ -30,7 +32,7 @@ from trajkit.forecast.result import ExtrapolatePlan, ExtrapolateResult, Target
 from trajkit.parallel import map_in_order
 from trajkit.progress import Advanced, Finished, Progress, Started, listening
 from trajkit.store.tensors import Source
-from trajkit.text import format_bytes, format_rate
+from trajkit.text import format_bytes, format_rate, parse_bytes
 
 __all__ = ["ExtrapolatePlan", "ExtrapolateResult", "Target", "extrapolate", "plan_extrapolate"]
 
@@ -53,6 +55,7 @@ def extrapolate(
     rounding: str = DEFAULT_ROUNDING,
     seed: int = 0,
     like: str | Path | None = None,
+    max_norm: float | None = None,
     device: str = "cpu",
     check: bool = False,
     force: bool = False,
@@ -74,14 +77,16 @@ def extrapolate(
             most, as a label; by default the step that alpha amounts to.
         out: folder to write; with several targets, ``out/step_X`` each.
         estimator: ``anchored``, ``line``, ``two-point``, ``damped``, ``shrunk``, ``wiener``,
-            ``mean`` or ``expo``; ``auto`` takes what the run's backtest says for the horizon.
+            ``mean``, ``ema``, ``rank-k``, ``rank-k-anchored`` or ``expo``; ``auto`` takes what the
+            run's backtest says for the horizon.
         fit: a fit's name, or the fit.
         rsq_threshold: in place of the fit's own; the gate ``rsq:R``.
         gate: which elements may move: ``rsq:0.7``, or ``none``
             (:mod:`trajkit.fits.estimators.gates`).
-        from_step: first point of ``two-point`` and ``expo`` (default: the first step of the fit's
-            window, or of the store where there is no fit).
-        to_step: their last point (default: the last step, likewise).
+        from_step: first point of ``two-point`` and ``expo``, first checkpoint of ``ema`` and
+            ``rank-k`` (default: the first step of the fit's window, or of the store where there is
+            no fit).
+        to_step: their last one (default: the last step, likewise).
         tensors: rules ``PATTERN=RULE`` with a rule of ``extrapolate``, ``hold`` and ``copy``
             (:mod:`trajkit.forecast.rules`); where several match, the last one holds.
         rounding: ``nearest`` (ties to even), or ``stochastic``: up with the probability of the
@@ -89,6 +94,8 @@ def extrapolate(
         seed: of the stochastic rounding; the noise depends on it and on an element's place alone.
         like: a checkpoint folder of the same model to take shard names, header order, index and
             side files from, in place of the run's last one.
+        max_norm: a cap on the norm of the jump over that of the last checkpoint, of all floating-point
+            elements before rounding: a jump beyond it is scaled down (:mod:`trajkit.forecast.cap`).
         device: ``cpu``, ``cuda`` or ``auto`` (``cuda`` where there is one). The CPU keeps up with
             reading and writing; a device only takes the arithmetic off it.
         check: load each folder with transformers on the meta device before it gets its name.
@@ -97,8 +104,9 @@ def extrapolate(
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
         parameters: the estimator's own: ``damping`` (L of ``damped``, 0 to 2, default 0.3: the
-            horizon is multiplied by it), ``alpha`` (of ``expo``; default: what reaches the target's
-            step).
+            horizon is multiplied by it), ``decay`` (of ``ema``, default 0.5), ``rank`` (of
+            ``rank-k``: how many directions, default 1), ``alpha`` (of ``expo``; default: what
+            reaches the target's step).
 
     Raises:
         NotFound: no such fit or step. InvalidInput: options that make no sense, or a pattern that
@@ -112,13 +120,15 @@ def extrapolate(
 
     Notes:
         A folder is written beside its place, read back, and renamed; one that has its name is
-        complete. Memory: a few chunks a worker, whatever the model and the number of targets.
+        complete. Memory: a few chunks a worker, whatever the model and the number of targets; for
+        ``ema`` and ``rank-k`` 8 bytes an element of a chunk and target more. ``rank-k`` goes over
+        the window once more before it writes, ``max_norm`` over what it would write.
     """
     request = Request.make(
         traj, steps, out, estimator=estimator, fit=fit, rsq_threshold=rsq_threshold, gate=gate,
         from_step=from_step, to_step=to_step, tensors=tensors, rounding=rounding, seed=seed,
-        like=like, device=device, check=check, force=force, strict=strict, memory=memory,
-        **parameters,
+        like=like, max_norm=max_norm, device=device, check=check, force=force, strict=strict,
+        memory=memory, **parameters,
     )  # fmt: skip
     with listening(progress) as subscriber:
         result = run(plan(request), subscriber)
@@ -140,9 +150,17 @@ def plan_extrapolate(
 def run(forecast: Forecast, progress: Progress) -> ExtrapolateResult:
     """Write what was planned."""
     started = time.perf_counter()
-    evaluation, summary = forecast.evaluation, forecast.summary
-    targets = list(forecast.targets)
-    names = ", ".join(str(t.step) for t in targets)
+    summary, targets = forecast.summary, list(forecast.targets)
+    steps = tuple(t.step for t in targets)
+    budget = parse_bytes(forecast.request.memory)
+    evaluation = weigh(forecast.evaluation, steps, budget, progress)
+    evaluation, norms = cap_jumps(
+        evaluation, steps, forecast.request.max_norm, forecast.workers.workers, forecast.group,
+        progress,
+    )  # fmt: skip
+    scales = dict(evaluation.rule.scales)
+    forecast = replace(forecast, evaluation=evaluation)
+    names = ", ".join(map(str, steps))
     progress(Started(f"extrapolate to {names}", summary.n_bytes))
     with ExitStack() as stack:
         writers = [
@@ -158,6 +176,8 @@ def run(forecast: Forecast, progress: Progress) -> ExtrapolateResult:
                 held=total.held,
                 copied=total.copied,
                 unchanged_after_rounding=total.unchanged,
+                relative_norm=norms[i],
+                scale=None if norms[i] is None else scales.get(targets[i].step, 1.0),
             )
             _finish(forecast, writer, targets[i])
         for writer in writers:
@@ -176,7 +196,7 @@ def run(forecast: Forecast, progress: Progress) -> ExtrapolateResult:
         unchanged_after_rounding=sum(c.unchanged for c in totals),
         n_bytes=summary.n_bytes,
         seconds=seconds,
-        warnings=summary.warnings,
+        warnings=summary.warnings + tuple(filter(None, map(describe_scale, targets))),
     )
 
 

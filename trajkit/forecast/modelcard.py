@@ -33,6 +33,7 @@ def write_card(
         ("estimator", f"`{provenance['estimator']}`{_describe(provenance['parameters'], target)}"),
         *_rows_of_auto(provenance.get("auto")),
         ("gate", provenance.get("gate") or _describe_gate(provenance["rsq_threshold"])),
+        *_rows_of_cap(provenance.get("max_norm"), target),
         ("elements moved", _share(target["moved"], elements)),
         ("held at their last value", _share(target["held"], elements)),
         ("unchanged after rounding", _share(target["unchanged_after_rounding"], elements)),
@@ -76,6 +77,15 @@ def _rows_of_auto(auto: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ("chosen by", f"the run's backtest, `{auto['rule']}` at {judged:,} steps{error}"),
         ("forecasts of this run beat its last checkpoint up to", f"{trusted:,} steps"),
     ]
+
+
+def _rows_of_cap(max_norm: float | None, target: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The jump's size, where a cap on it was asked for."""
+    if max_norm is None:
+        return []
+    jump, scale = target["relative_norm"], target["scale"]
+    what = "within the cap" if scale == 1 else f"scaled by {scale:.3g}"
+    return [("norm of the jump over the last checkpoint's", f"{jump:.3g}, {what} of {max_norm:g}")]
 
 
 def _front_matter(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from trajkit.checkpoints.target import Place
 from trajkit.errors import AlreadyExists, InvalidInput
 from trajkit.forecast.cautions import find_cautions
 from trajkit.forecast.chunks import plan_chunks
+from trajkit.forecast.combine import plan_weights
 from trajkit.forecast.evaluation import Evaluation, resolve
 from trajkit.forecast.request import MOST_DIGITS, Request
 from trajkit.forecast.result import ExtrapolatePlan, Target
@@ -47,7 +48,12 @@ def plan(request: Request) -> Forecast:
         raise InvalidInput("no folder to write was given")
     targets = find_targets(evaluation, request)
     places = _check_places(evaluation, request.out, targets, request.force)
-    workers, group = plan_chunks(evaluation.store.vectors, parse_bytes(request.memory))
+    combined = len(targets) * evaluation.rule.estimator.combines
+    budget = parse_bytes(request.memory)
+    workers, group = plan_chunks(
+        evaluation.store.vectors, budget, combined=combined, measured=request.max_norm is not None
+    )
+    weigh_bytes = plan_weights(evaluation, budget)
     sizes = dict.fromkeys(("extrapolate", "hold", "copy"), 0)
     for name, rule in evaluation.rules.items():
         sizes[rule] += evaluation.store.tensors[name].size
@@ -65,7 +71,7 @@ def plan(request: Request) -> Forecast:
         held=sizes["hold"],
         copied=sizes["copy"],
         workers=workers.workers,
-        memory_bytes=workers.n_bytes,
+        memory_bytes=max(workers.n_bytes, weigh_bytes),
         warnings=tuple(dict.fromkeys(w for t in targets for w in find_cautions(evaluation, t))),
     )
     return Forecast(request, evaluation, targets, workers, group, summary, places)

@@ -17,7 +17,9 @@ def describe_target(evaluation: Evaluation, request: Request, target: Target) ->
     """How one target was computed, from what, with which outcome; JSON types."""
     rule, fit = evaluation.rule, None if evaluation.fit is None else evaluation.fit.record
     window = [rule.points.first_step, rule.points.last_step]
-    if fit is not None and not rule.estimator.is_pair:
+    if rule.estimator.combines:
+        window = evaluation.store.steps[rule.first : rule.last + 1].tolist()
+    elif fit is not None and rule.estimator.needs_fit:
         window = list(fit.steps)
     by_rsq = rule.gate is not None and rule.gate.score == "rsq"
     shown = {k: v for k, v in asdict(target).items() if k != "path" and v is not None}
@@ -30,6 +32,7 @@ def describe_target(evaluation: Evaluation, request: Request, target: Target) ->
         "parameters": rule.parameters,
         **({} if rule.gate is None or by_rsq else {"gate": str(rule.gate)}),
         "rsq_threshold": rule.gate.threshold if rule.gate is not None and by_rsq else None,
+        **({} if request.max_norm is None else {"max_norm": request.max_norm}),
         "fitted_steps": window,
         "last_step": rule.points.last_step,
         "tensor_rules": [f"{pattern}=copy" for pattern in COPIED] + list(request.tensors),

@@ -46,6 +46,7 @@ class Request:
     rounding: str = DEFAULT_ROUNDING
     seed: int = 0
     like: str | Path | None = None
+    max_norm: float | None = None
     device: str = "cpu"
     check: bool = False
     force: bool = False
@@ -73,16 +74,18 @@ class Request:
 
     def __post_init__(self) -> None:
         self._check_auto()
-        is_pair = self.estimator != AUTO and self.make_estimator().is_pair
-        if not is_pair and not (self.from_step is None and self.to_step is None):
+        by_fit = self.estimator == AUTO or self.make_estimator().needs_fit
+        if by_fit and not (self.from_step is None and self.to_step is None):
             raise InvalidInput(
-                "from_step and to_step select the points of two-point and expo, not of "
-                f"{self.estimator}; the window of a fit is chosen when it is made: trajkit fit "
+                "from_step and to_step select the checkpoints of two-point, expo, ema and rank-k, "
+                f"not of {self.estimator}; the window of a fit is chosen when it is made: trajkit fit "
                 "--from-step A --to-step B"
             )
         if self.rsq_threshold is not None and self.gate is not None:
             raise InvalidInput("rsq_threshold and gate say the same: give one of them")
         self.gate_asked()
+        if self.max_norm is not None and not 0 < self.max_norm < float("inf"):
+            raise InvalidInput(f"max_norm must be a number above 0, not {self.max_norm:g}")
         if self.rounding not in ROUNDINGS:
             choices = ", ".join(ROUNDINGS)
             raise InvalidInput(f"unknown rounding {self.rounding!r}: choose from {choices}")

@@ -19,6 +19,10 @@ class Target:
     copied: int = 0
     """of those held: in copied tensors, or integers"""
     unchanged_after_rounding: int = 0
+    relative_norm: float | None = None
+    """of the jump over that of the last checkpoint, before a cap; None where none was asked for"""
+    scale: float | None = None
+    """what the jump was multiplied by to stay under the cap: 1 where it did"""
 
 
 @dataclass(frozen=True, slots=True)

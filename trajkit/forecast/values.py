@@ -7,10 +7,13 @@ from typing import Any
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
+from trajkit.forecast.cap import cap_jumps
 from trajkit.forecast.chunks import ChunkTask, Evaluator, make_tasks, plan_chunks
+from trajkit.forecast.combine import weigh
 from trajkit.forecast.evaluation import Evaluation, resolve
 from trajkit.forecast.request import Request
 from trajkit.parallel import map_in_order
+from trajkit.progress import silent
 from trajkit.store.tensors import Source
 from trajkit.text import parse_bytes
 
@@ -18,10 +21,19 @@ from trajkit.text import parse_bytes
 class StepValues:
     """A step to come, evaluated when it is read."""
 
-    def __init__(self, evaluation: Evaluation, step: int, memory: str | int) -> None:
-        self._evaluation = evaluation
+    def __init__(
+        self, evaluation: Evaluation, step: int, memory: str | int, max_norm: float | None = None
+    ) -> None:
+        budget = parse_bytes(memory)
+        combined = int(evaluation.rule.estimator.combines)
+        self._workers, self._group = plan_chunks(
+            evaluation.store.vectors, budget, combined=combined, measured=max_norm is not None
+        )
+        evaluation = weigh(evaluation, (step,), budget, silent)
+        self._evaluation, _ = cap_jumps(
+            evaluation, (step,), max_norm, self._workers.workers, self._group, silent
+        )
         self._step = step
-        self._workers, self._group = plan_chunks(evaluation.store.vectors, parse_bytes(memory))
         self.estimator = evaluation.rule.estimator
         self.last = evaluation.rule.last
         """frame of the last checkpoint used"""
@@ -55,4 +67,5 @@ def open_values(
     Raises:
         NotFound, InvalidInput, Mismatch, OverBudget: as that does.
     """
-    return StepValues(resolve(Request.make(traj, step, **options)), step, memory)
+    request = Request.make(traj, step, **options)
+    return StepValues(resolve(request), step, memory, request.max_norm)

@@ -3,6 +3,7 @@
 codecs      how a chunk becomes bytes: one line a codec
 array       a sharded Zarr v3 array on disk
 chunks      many chunks read in one call
+walk        one chunk at every checkpoint, in order
 rows        one row written chunk after chunk
 native      chunks read by compiled code
 documents   JSON documents spelled one way

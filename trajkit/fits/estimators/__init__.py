@@ -10,6 +10,8 @@ fitted line about x̄, and (x_a, a), (x_b, b) two checkpoints:
     shrunk      last + slope h max(0, (R² - null)/(1 - null))
     wiener      last + (last - first) h/(x_T - x_1) max(0, 1 - 1/t²)
     mean        mean
+    ema         Σ D^(T - t) y_t / Σ D^(T - t)                D: the decay
+    rank-k      first + lines along the K largest directions of the deltas; anchored: last + slopes
     expo        b + alpha (b - a)                            arXiv 2404.16792
 
 null is the median R² of a driftless walk on the window, t that of the drift.
@@ -22,6 +24,7 @@ table       all of them, by name, and how one is made from options
 estimator   what every one of them is: parameters, two steps, what it reads, how it is evaluated
 slopes      those that follow the fitted line
 pairs       those that go through two checkpoints
+combined    those that add up all of them
 anchored    through the last checkpoint, along the slope
 line        the fitted line itself
 damped      anchored, over a multiple of the horizon
@@ -29,6 +32,8 @@ weighted    each element by its own part
 shrunk      anchored, by what of R² a driftless walk would not have had
 wiener      the drift, by what of it is not noise
 mean        the average of the window's checkpoints
+ema         a moving average of them
+rank_k      lines in the few directions along which the run moved most
 two_point   through two checkpoints
 expo        beyond the last checkpoint, away from the first
 gates       which elements may move, as people write it

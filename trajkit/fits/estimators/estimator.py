@@ -67,6 +67,8 @@ class Values:
     """bits of the checkpoint a, unsigned [N]; the last one's where it is not read"""
     last: Array
     """bits of the checkpoint b, and what held elements keep, unsigned [N]"""
+    move: Array | None = None
+    """of a combination of checkpoints: what it says less the checkpoint b, float64 [N]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Parameter:
     help: str
     low: float | None = None
     high: float | None = None
+    whole: bool = False
+    """whether only whole numbers make sense"""
 
     def check(self, value: float) -> None:
         """Raise :class:`InvalidInput` for a number that makes no sense.
@@ -89,6 +93,8 @@ class Parameter:
         """
         if not isfinite(value):
             raise InvalidInput(f"{self.name} must be a finite number, not {value}")
+        if self.whole and value != int(value):
+            raise InvalidInput(f"{self.name} must be a whole number, not {value:g}")
         low, high = self.low, self.high
         if (low is not None and value < low) or (high is not None and value > high):
             raise InvalidInput(f"{self.name} must lie in [{low:g}, {high:g}], not {value:g}")
@@ -105,10 +111,12 @@ class Estimator(Protocol):
     """of the dataclass's fields, those that people set"""
     asks_for: ClassVar[str]
     """the option without which it has no target"""
-    is_pair: ClassVar[bool]
-    """whether it reads two checkpoints, and needs no fit unless a gate does"""
+    needs_fit: ClassVar[bool]
+    """whether it goes by a fit; one that goes by checkpoints needs none unless a gate does"""
     reads_first: ClassVar[bool]
     """whether it reads the checkpoint a"""
+    combines: ClassVar[bool]
+    """whether it adds up all checkpoints from a to b"""
     gates_itself: ClassVar[bool]
     """whether every element may move unless a gate is asked for"""
     reads: ClassVar[tuple[str, ...]]
@@ -130,8 +138,12 @@ class Estimator(Protocol):
         rounding: Rounding,
         out: Array,
         arithmetic: Arithmetic,
+        scale: float = 1.0,
     ) -> Counts:
-        """Write the values at a training step to ``out``, unsigned [N]."""
+        """Write the values at a training step to ``out``, unsigned [N].
+
+        With a scale other than 1 only that part of the way from the checkpoint b is gone.
+        """
 
 
 def describe_parameters(estimator: Estimator) -> dict[str, Any]:

@@ -17,8 +17,9 @@ class FromPair:
     """What ``two-point`` and ``expo`` have in common."""
 
     parameters: ClassVar[tuple[Parameter, ...]] = ()
-    is_pair: ClassVar[bool] = True
+    needs_fit: ClassVar[bool] = False
     reads_first: ClassVar[bool] = True
+    combines: ClassVar[bool] = False
     gates_itself: ClassVar[bool] = True
     asks_for: ClassVar[str] = "--steps"
     reads: ClassVar[tuple[str, ...]] = ()
@@ -44,9 +45,15 @@ class FromPair:
         rounding: Rounding,
         out: Array,
         arithmetic: Arithmetic,
+        scale: float = 1.0,
     ) -> Counts:
-        """Write a + c (b - a); from the last, b + c (b - a) as b + (-c)(a - b): the same bits."""
+        """Write a + c (b - a); from the last, b + c (b - a) as b + (-c)(a - b): the same bits.
+
+        Of the way from b a part s is gone by c' = s c from the last, else by c' = 1 + s (c - 1).
+        """
         factor = self.coefficient(points, step)
+        if scale != 1:
+            factor = scale * factor if self.from_last else 1 + scale * (factor - 1)
         a, b = values.first, values.last
         if self.from_last:
             a, b, factor = b, a, -factor

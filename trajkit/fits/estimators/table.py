@@ -6,10 +6,12 @@ from typing import Any
 from trajkit.errors import InvalidInput
 from trajkit.fits.estimators.anchored import Anchored
 from trajkit.fits.estimators.damped import Damped
+from trajkit.fits.estimators.ema import Ema
 from trajkit.fits.estimators.estimator import Estimator, Parameter
 from trajkit.fits.estimators.expo import Expo
 from trajkit.fits.estimators.line import Line
 from trajkit.fits.estimators.mean import Mean
+from trajkit.fits.estimators.rank_k import RankK, RankKAnchored
 from trajkit.fits.estimators.shrunk import Shrunk
 from trajkit.fits.estimators.two_point import TwoPoint
 from trajkit.fits.estimators.wiener import Wiener
@@ -22,6 +24,9 @@ _CLASSES: tuple[type[Any], ...] = (
     Shrunk,
     Wiener,
     Mean,
+    Ema,
+    RankK,
+    RankKAnchored,
     Expo,
 )
 ESTIMATORS: dict[str, type[Any]] = {c.name: c for c in _CLASSES}
@@ -62,7 +67,8 @@ def make_estimator(name: str, parameters: Mapping[str, float | None]) -> Estimat
             owners = " and ".join(OWNERS[key])
             raise InvalidInput(f"{key} is a parameter of the estimator {owners}, not of {name}")
         PARAMETERS[key].check(value)
-    estimator: Estimator = ESTIMATORS[name](**given)
+    whole = {key: int(value) for key, value in given.items() if PARAMETERS[key].whole}
+    estimator: Estimator = ESTIMATORS[name](**{**given, **whole})
     return estimator
 
 

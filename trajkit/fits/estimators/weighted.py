@@ -42,6 +42,7 @@ class Weighted(FromSlope):
         rounding: Rounding,
         out: Array,
         arithmetic: Arithmetic,
+        scale: float = 1.0,
     ) -> Counts:
         """Write last + h · (rate · w), the product in float32; a gate by score closes w."""
         import numpy as np
@@ -54,5 +55,6 @@ class Weighted(FromSlope):
         weighed = Values(values.dtype, {**values.fit, "slope": slope}, values.first, values.last)
         gate = replace(gate, score=weight.astype(np.float32, copy=False), threshold=0.0)
         return super().evaluate(
-            weighed, points, step, gate=gate, rounding=rounding, out=out, arithmetic=arithmetic
-        )
+            weighed, points, step, gate=gate, rounding=rounding, out=out, arithmetic=arithmetic,
+            scale=scale,
+        )  # fmt: skip
