@@ -59,6 +59,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "(0.7 GB with a CPU build of torch: install that into .venv first)"
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[dev]'
+	$(PIP_INSTALL) --editable '.[eval]' \
+	  || echo "lm-eval could not be installed: tests/test_evaluation.py will be skipped"
 	@touch $@ $(DEMO_READY)
 
 clean: ## remove .venv and everything that was built

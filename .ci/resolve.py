@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES_ONLY = ("rouge-score", "sqlitedict", "word2number")
+"""what lm-eval needs and no index has a wheel of"""
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
         report = Path(folder) / "report.json"
         done = pip(
             *("install", "--dry-run", "--ignore-installed", "--only-binary", ":all:"),
+            *("--no-binary", ",".join(SOURCES_ONLY)),
             *("--report", str(report), "--constraint", str(options.constraints)),
             f"{ROOT}[{options.extras}]",
         )

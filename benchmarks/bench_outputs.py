@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +30,33 @@ import transformers
 
 import trajkit
 from trajkit.outputs.batching import make_batches
-from trajkit.outputs.logprobs import logprobs
+from trajkit.outputs.logprobs import BATCH_TOKENS, logprobs
 from trajkit.outputs.models import fill_model
 from trajkit.outputs.probes import Probe
 from trajkit.outputs.scoring import score
 from trajkit.outputs.weights import StoredWeights
+from trajkit.progress import Advanced, Event
 
 T = 16
-LENGTHS = (32, 224)
-"""prompt and response tokens of a probe"""
-PROBES = 12
+PROBES = 16
+PROMPT, RESPONSE = (40, 120), (150, 400)
+"""tokens of a probe, from and to"""
+SCORED = {
+    "vocab_size": 32768,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+}
+"""the model that is scored, beside what make_model has"""
 
 
-def make_model(
-    seed: int, vocabulary: int = 8192, **changes: object
-) -> transformers.Qwen3ForCausalLM:
-    """A random model of 12 million parameters, in float32."""
+def make_model(seed: int, **changes: object) -> transformers.Qwen3ForCausalLM:
+    """A random model in float32, of 12 million parameters unless it is changed."""
     settings = {
+        "vocab_size": 8192,
         "hidden_size": 320,
         "intermediate_size": 960,
         "num_hidden_layers": 6,
@@ -56,7 +68,7 @@ def make_model(
         "pad_token_id": 0,
     }
     torch.manual_seed(seed)
-    config = transformers.Qwen3Config(vocab_size=vocabulary, **{**settings, **changes})
+    config = transformers.Qwen3Config(**{**settings, **changes})
     return transformers.Qwen3ForCausalLM(config).eval()
 
 
@@ -84,54 +96,76 @@ def measure_decoding(rounds: int) -> dict[str, float]:
     return {"one_seconds": min(one), "two_seconds": min(two), "ratio": min(two) / min(one)}
 
 
-def measure_scoring(rounds: int, folder: Path) -> dict[str, float]:
-    """Seconds of T checkpoints: scored and kept, against plain forwards and reading."""
+def measure_scoring(folder: Path) -> dict[str, object]:
+    """Processor seconds of T checkpoints: scored and kept, against plain forwards and reading.
+
+    After each checkpoint that `logprobs` has committed, another model reads the same step from the
+    store and runs plainly over the same batches, logits of all positions: so the two sides take turns
+    within one run.
+    """
     write_run(folder / "ckpts")
     trajkit.ingest(folder / "ckpts", folder / "s.zarr")
     traj = trajkit.open(folder / "s.zarr")
     rng = np.random.default_rng(0)
-    width = sum(LENGTHS)
-    ids = rng.integers(2, 8192, (PROBES, width)).tolist()
-    lines = [{"prompt_ids": i[: LENGTHS[0]], "response_ids": i[LENGTHS[0] :]} for i in ids]
+    lines, probes = [], []
+    for _ in range(PROBES):
+        prompt, response = rng.integers(*PROMPT), rng.integers(*RESPONSE)
+        ids = rng.integers(2, SCORED["vocab_size"], prompt + response).tolist()
+        lines.append({"prompt_ids": ids[:prompt], "response_ids": ids[prompt:]})
+        probes.append(Probe(tuple(ids[:prompt]), tuple(ids[prompt:]), "", ""))
     (folder / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    probes = [Probe(tuple(i[: LENGTHS[0]]), tuple(i[LENGTHS[0] :]), "", "") for i in ids]
-    batches = make_batches(probes, 4096)
+    batches = make_batches(probes, BATCH_TOKENS)
     model = trajkit.load_model(traj, step=0, dtype="float32")
-    plain, reading, ours = [], [], []
-    for i in range(rounds):
-        clock = time.perf_counter()
-        with torch.no_grad():
-            for _ in range(T):
+    steps = iter(traj.steps.tolist())
+    spent = {"reading": np.zeros(2), "plain": np.zeros(2)}
+
+    def read_and_run(event: Event) -> None:
+        if isinstance(event, Advanced):
+            with stopwatch(spent["reading"]):
+                fill_model(model, StoredWeights(traj.store, next(steps)))
+            with stopwatch(spent["plain"]), torch.no_grad():
                 for batch in batches:
                     model(input_ids=torch.from_numpy(batch.ids_BL), use_cache=False)
-        plain.append(time.perf_counter() - clock)
-        clock = time.perf_counter()
-        for step in traj.steps.tolist():
-            fill_model(model, StoredWeights(traj.store, step))
-        reading.append(time.perf_counter() - clock)
-        clock = time.perf_counter()
-        logprobs(traj, folder / "p.jsonl", name=f"round{i}")
-        ours.append(time.perf_counter() - clock)
-    beside = min(plain) + min(reading)
+
+    whole = np.zeros(2)
+    with stopwatch(whole):
+        result = logprobs(traj, folder / "p.jsonl", progress=read_and_run)
+    ours = whole - spent["plain"] - spent["reading"]
+    beside = spent["plain"] + spent["reading"]
     return {
+        "model": SCORED,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "checkpoints": T,
-        "tokens": PROBES * LENGTHS[1],
-        "plain_seconds": min(plain),
-        "reading_seconds": min(reading),
-        "logprobs_seconds": min(ours),
-        "ratio": min(ours) / beside,
+        "prompt_tokens": sum(len(p.prompt_ids) for p in probes),
+        "response_tokens": result.tokens,
+        "padded_tokens": sum(batch.ids_BL.size for batch in batches),
+        "divergence_places": result.divergence_places,
+        "plain_cpu_seconds": spent["plain"][0],
+        "reading_cpu_seconds": spent["reading"][0],
+        "logprobs_cpu_seconds": ours[0],
+        "ratio": ours[0] / beside[0],
+        "ratio_of_wall_clock": ours[1] / beside[1],
     }
 
 
+@contextmanager
+def stopwatch(spent: np.ndarray) -> Iterator[None]:
+    """Adds (processor seconds, seconds) of its block."""
+    begun = time.process_time(), time.perf_counter()
+    yield
+    spent += time.process_time() - begun[0], time.perf_counter() - begun[1]
+
+
 def write_run(folder: Path) -> None:
-    """T checkpoints with a tokenizer of as many tokens as the model has."""
+    """T checkpoints in bfloat16, with a tokenizer of as many tokens as the model has."""
     from tokenizers import Tokenizer, models
 
-    backend = Tokenizer(models.WordLevel({f"t{i}": i for i in range(8192)}, unk_token="t0"))
+    vocabulary = {f"t{i}": i for i in range(SCORED["vocab_size"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="t0", eos_token="t1"
     )
-    model = make_model(0)
+    model = make_model(0, **SCORED).to(torch.bfloat16)
     for t in range(T):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -143,7 +177,7 @@ def write_run(folder: Path) -> None:
 def score_long() -> None:
     """Score one long response, and print the process's peak before and after."""
     model = make_model(
-        0, 151936, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        0, vocab_size=151936, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, head_dim=32,
     )  # fmt: skip
     rng = np.random.default_rng(0)
@@ -185,7 +219,7 @@ def main() -> None:
         found = {
             "threads": torch.get_num_threads(),
             "decoding": measure_decoding(options.rounds),
-            "scoring": measure_scoring(options.rounds, Path(folder)),
+            "scoring": measure_scoring(Path(folder)),
             "long_response": json.loads(long),
         }
     print(json.dumps(found, indent=1))

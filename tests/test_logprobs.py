@@ -18,9 +18,10 @@ from tiny_models import FAMILIES, make_model, make_tokenizer, write_run
 
 import trajkit
 from trajkit.errors import AlreadyExists, FormatError, InvalidInput, Mismatch, NotFound
-from trajkit.outputs import scoring
+from trajkit.outputs import distances, scoring
 from trajkit.outputs.batching import make_batches
 from trajkit.outputs.check import check_outputs
+from trajkit.outputs.distances import DivergenceWatcher
 from trajkit.outputs.drift import measure_drift
 from trajkit.outputs.kept import read_outputs
 from trajkit.outputs.linearity import by_position, by_token, fit_lines, fit_outputs
@@ -71,8 +72,12 @@ def test_scores_equal_one_plain_forward_a_sequence(
     assert np.abs(found.entropy_N - entropy).max(initial=0) < 1e-4
 
 
-def test_softmax_in_slices_is_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "SLICE", 7)
+@pytest.mark.parametrize(("width", "cached"), [(7, 1 << 18), (7, 20), (1 << 15, 1), (96, 300)])
+def test_softmax_in_slices_is_softmax(
+    monkeypatch: pytest.MonkeyPatch, width: int, cached: int
+) -> None:
+    monkeypatch.setattr(scoring, "SLICE", width)
+    monkeypatch.setattr(scoring, "CACHED", cached)
     torch.manual_seed(0)
     logits = 30 * torch.randn(50, 96)
     logits[0] -= 500  # all far below
@@ -87,6 +92,46 @@ def test_softmax_in_slices_is_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(entropy.double(), expected, atol=1e-4)
     assert torch.equal(likeliest, logits.argmax(1))
     assert torch.equal(rank, (logits > logits.gather(1, targets[:, None])).sum(1))
+
+
+@pytest.mark.parametrize("cached", [1, 1 << 17])
+def test_divergences_of_three_models_seen_in_any_blocks(
+    monkeypatch: pytest.MonkeyPatch, cached: int
+) -> None:
+    monkeypatch.setattr(distances, "_CACHED", cached)
+    torch.manual_seed(0)
+    base = 3 * torch.randn(30, 50)
+    models = [base, base + 0.01 * torch.randn(30, 50), base + 0.5 * torch.randn(30, 50)]
+    for logits in models:
+        logits[3:6, :20] = -torch.inf  # forbidden under all
+    places = np.array([0, 2, 3, 4, 17, 29])
+    watcher = DivergenceWatcher(places)
+    exact = [torch.log_softmax(m.double(), -1)[torch.from_numpy(places)] for m in models]
+
+    def mean_kl(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float(torch.where(a.isneginf(), 0, a.exp() * (a - b)).sum(1).mean())
+
+    for t, logits in enumerate(models):
+        order = np.random.default_rng(t).permutation(30)
+        for block in np.array_split(order, 4):
+            watcher.see(block, logits[torch.from_numpy(block)].to(torch.float32))
+        found = watcher.finish()
+        assert found.places == 6
+        now, before = exact[t], exact[max(t - 1, 0)]
+        assert found.to_base == pytest.approx(mean_kl(now, exact[0]), rel=1e-3, abs=1e-7)
+        assert found.from_base == pytest.approx(mean_kl(exact[0], now), rel=1e-3, abs=1e-7)
+        assert found.to_before == pytest.approx(mean_kl(now, before), rel=1e-3, abs=1e-7)
+
+
+def test_a_token_forbidden_by_one_model_alone_leaves_numbers() -> None:
+    base, later = torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 0.0, -torch.inf]])
+    watcher = DivergenceWatcher(np.arange(1))
+    for logits in (base, later, later):
+        watcher.see(np.arange(1), logits)
+        found = watcher.finish()
+    assert found.to_base == pytest.approx(np.log(4 / 3), rel=1e-5)
+    assert 2000 < found.from_base < 3000  # a quarter of 1e4: infinite, as the arithmetic has it
+    assert found.to_before == 0
 
 
 @pytest.fixture(scope="module")

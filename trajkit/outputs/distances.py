@@ -10,9 +10,12 @@ import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.outputs.libraries import torch
+from trajkit.outputs.scoring import weighted_means
 
 MOST_PLACES = 1024
-_CACHED = 1 << 18
+_CACHED = 1 << 17
+"""numbers of a model at a time, so that they stay in a CPU's cache"""
+_CACHED_GPU = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,10 @@ class Divergence:
 
 
 def choose_places(n_tokens: int, vocabulary: int, budget_bytes: int, most: int, seed: int) -> Array:
-    """Places whose distributions fit the budget three times over: int64, ascending."""
+    """Places whose distributions fit the budget three times over: int64, ascending.
+
+    Two are held; a third of the budget is for a block of logits.
+    """
     fitting = max(1, budget_bytes // (3 * 4 * vocabulary))
     count = min(n_tokens, most, fitting)
     if count == n_tokens:
@@ -39,55 +45,87 @@ def choose_places(n_tokens: int, vocabulary: int, budget_bytes: int, most: int, 
 
 
 class DivergenceWatcher:
-    """Sees the logits of one model after another; the first is the base."""
+    """Sees the logits of one model after another; the first is the base.
+
+    Memory: log-probabilities of two models at the places, on the CPU, and a few rows.
+    """
 
     def __init__(self, places: Array) -> None:
         self.places = places
         self._base: torch.Tensor | None = None
         self._before: torch.Tensor | None = None
-        self._now: torch.Tensor | None = None
+        self._models = 0
+        self._begin()
 
+    def _begin(self) -> None:
+        self._sums = np.zeros(3)
+        self._seen = 0
+
+    @torch.no_grad()
     def see(self, places_M: Array, logits_MV: "torch.Tensor") -> None:
-        """Keep the log-probabilities of the places that were chosen."""
+        """Compare the places that were chosen with the two references, and keep them for the next."""
         at = np.searchsorted(self.places, places_M)
         at = np.minimum(at, len(self.places) - 1)
-        inside = self.places[at] == places_M
-        if not inside.any():
+        inside = np.flatnonzero(self.places[at] == places_M)
+        device, width = logits_MV.device, logits_MV.shape[1]
+        rows = max(1, (_CACHED if device.type == "cpu" else _CACHED_GPU) // width)
+        # memory that is got anew for each few rows costs more than the arithmetic
+        scratch = torch.empty((4, min(rows, len(inside)), width), device=device)
+        for start in range(0, len(inside), rows):
+            chosen = inside[start : start + rows]
+            now, *rest = scratch[:, : len(chosen)]
+            picked = torch.from_numpy(chosen).to(device)
+            if logits_MV.dtype == torch.float32:
+                logits = torch.index_select(logits_MV, 0, picked, out=now)
+            else:
+                logits = now.copy_(logits_MV[picked])
+            torch.log_softmax(logits, -1, out=now)
+            self._compare(torch.from_numpy(at[chosen]), now, rest)
+        self._seen += len(inside)
+
+    def _compare(
+        self, at_M: "torch.Tensor", now_MV: "torch.Tensor", scratch: "list[torch.Tensor]"
+    ) -> None:
+        if self._base is None:
+            self._base = torch.empty((len(self.places), now_MV.shape[1]))
+        if self._models == 0:
+            self._base.index_copy_(0, at_M, now_MV.cpu())
             return
-        if self._now is None:
-            shape = (len(self.places), logits_MV.shape[1])
-            self._now = torch.empty(shape, dtype=torch.float32)
-        rows = logits_MV[torch.from_numpy(np.flatnonzero(inside)).to(logits_MV.device)]
-        self._now[torch.from_numpy(at[inside])] = torch.log_softmax(rows.float(), -1).cpu()
+        reference, off, weights = scratch
+        base = _rows(self._base, at_M, reference)
+        back = sum_kl(base, now_MV, torch.softmax(base, -1, out=weights), off)
+        torch.softmax(now_MV, -1, out=weights)
+        there = since = sum_kl(now_MV, base, weights, off)
+        if self._before is None:
+            self._before = torch.empty_like(self._base)
+        if self._models > 1:
+            since = sum_kl(now_MV, _rows(self._before, at_M, reference), weights, off)
+        self._sums += there, back, since
+        self._before.index_copy_(0, at_M, now_MV.cpu())
 
     def finish(self) -> Divergence:
         """What the model just seen is from the base and from the one before; it is next's before."""
-        now = self._now
-        assert now is not None
-        base = now if self._base is None else self._base
-        before = now if self._before is None else self._before
-        to_base, from_base = mean_kls(now, base)
-        to_before = to_base if before is base else mean_kls(now, before)[0]
-        found = Divergence(to_base, from_base, to_before, places=len(self.places))
-        # the memory of the one before is free now, unless it is the base's
-        self._now = None if before is base else before
-        self._base, self._before = base, now
-        return found
+        assert self._seen == len(self.places), "not every place was seen"
+        to_base, from_base, to_before = np.maximum(self._sums / len(self.places), 0.0).tolist()
+        self._models += 1
+        self._begin()
+        return Divergence(to_base, from_base, to_before, places=len(self.places))
 
 
-def mean_kls(p_MV: "torch.Tensor", q_MV: "torch.Tensor") -> tuple[float, float]:
-    """Means over rows of KL(p || q) and KL(q || p), from log-probabilities float32 [M, V].
+def sum_kl(
+    log_p_MV: "torch.Tensor", log_q_MV: "torch.Tensor", p_MV: "torch.Tensor", off: "torch.Tensor"
+) -> float:
+    """Sum over rows of KL(p || q) = Σ p (log p - log q); ``off``, of the same shape, is overwritten.
 
-    KL(p || q) = Σ p (log p - log q), a few rows at a time, so that they stay in a CPU's cache. Logs
-    below -1e4 count as that: the probability is 0, and a term of 0 stays 0.
+    From differences of logarithms, so that a small KL is not lost among large terms; what float32
+    leaves is an error of some 1e-8 a row. Terms of probability 0 are 0; a log q of -inf counts as -1e4.
     """
-    if p_MV is q_MV:
-        return 0.0, 0.0
-    there = back = 0.0
-    rows = max(1, _CACHED // p_MV.shape[1])
-    for at in range(0, len(p_MV), rows):
-        p, q = (t[at : at + rows].clamp(min=-1e4).flatten() for t in (p_MV, q_MV))
-        off = p - q
-        there += float(torch.dot(p.exp_(), off))
-        back -= float(torch.dot(q.exp_(), off))
-    return max(there / len(p_MV), 0.0), max(back / len(p_MV), 0.0)
+    torch.sub(log_p_MV, log_q_MV, out=off)
+    return float(weighted_means(p_MV, off).sum(dtype=torch.float64))
+
+
+def _rows(held: "torch.Tensor", at_M: "torch.Tensor", out: "torch.Tensor") -> "torch.Tensor":
+    """Some rows of what is held on the CPU, in ``out``, wherever that is."""
+    if out.device.type == "cpu":
+        return torch.index_select(held, 0, at_M, out=out)
+    return out.copy_(held[at_M])

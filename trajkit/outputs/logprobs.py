@@ -36,7 +36,7 @@ from trajkit.outputs.libraries import torch, transformers
 from trajkit.outputs.models import build_model, fill_model, load_tokenizer, read_config
 from trajkit.outputs.probes import Probe, read_probes, tokenizer_digest
 from trajkit.outputs.sampling import context_of
-from trajkit.outputs.scoring import Scores, score
+from trajkit.outputs.scoring import BLOCK_BYTES, Scores, score
 from trajkit.outputs.weights import FolderWeights, StoredWeights, Weights
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
 from trajkit.store.tensors import Source, as_store
@@ -185,6 +185,7 @@ class _Job:
         self.device = device
         self.batch_tokens = batch_tokens
         self.budget = budget
+        self.block_bytes = min(BLOCK_BYTES, budget // 3)
         self.tokens = sum(len(p.response_ids) for p in probes)
         self.batches: list[Batch] = make_batches(probes, batch_tokens)
         self.vocabulary = _vocabulary(read_config(sources[0]))
@@ -260,12 +261,18 @@ class _Job:
             self.model = build_model(source, dtype=self.dtype, device=self.device)
         else:
             fill_model(self.model, source)
-        return score(self.model, self.batches, self.tokens, watcher=self.watcher)
+        return score(
+            self.model,
+            self.batches,
+            self.tokens,
+            watcher=self.watcher,
+            block_bytes=self.block_bytes,
+        )
 
     def _measure_noise(self, source: Weights, scores: Scores) -> Noise:
         """Score the model that is loaded once more, in batches half as large."""
         halves = make_batches(self.probes, max(self.batch_tokens // 2, 1))
-        again = score(self.model, halves, self.tokens)
+        again = score(self.model, halves, self.tokens, block_bytes=self.block_bytes)
         off = np.abs(again.log_p_N.astype(np.float64) - scores.log_p_N)
         return Noise(
             step=source.step,
