@@ -15,7 +15,7 @@ from trajkit.errors import Locked, Mismatch
 from trajkit.fits import sums as sums_module
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.progress import Event, Note
-from trajkit.store.lock import StoreLock
+from trajkit.store.lock import ResultsLock
 
 
 def ingest_part(folder: Path, steps: list[int], values_TN: np.ndarray, dtype: str) -> None:
@@ -140,7 +140,7 @@ def test_a_prior_is_looked_for_under_the_lock(
     seen = []
 
     def locked(*arguments: object) -> object:
-        with pytest.raises(Locked), StoreLock(store):
+        with pytest.raises(Locked), ResultsLock(store):
             pass
         seen.append(arguments)
         return find(*arguments)  # type: ignore[arg-type]

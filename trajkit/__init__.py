@@ -22,6 +22,7 @@ _HOME = {
     "verify": "trajkit.reports.verify",
     "open": "trajkit.trajectory",
     "Trajectory": "trajkit.trajectory",
+    "Recorder": "trajkit.training.recorder",
     "LogitsExtrapolation": "trajkit.outputs.logits",
     "load_model": "trajkit.outputs.models",
     "load_weights": "trajkit.outputs.models",
@@ -35,6 +36,7 @@ __all__ = [
     "Evidence",
     "Fit",
     "LogitsExtrapolation",
+    "Recorder",
     "Trajectory",
     "TrajkitError",
     "TrajkitWarning",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from trajkit.reports.verify import verify as verify
     from trajkit.store.ingest import ingest as ingest
     from trajkit.store.restore import restore as restore
+    from trajkit.training.recorder import Recorder as Recorder
     from trajkit.trajectory import Trajectory as Trajectory
     from trajkit.trajectory import open as open  # noqa: A004 - as in zarr.open
 

@@ -1,6 +1,7 @@
 """One checkpoint read as flat vectors, range by range."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from threading import Lock
 from typing import Self
 
@@ -10,7 +11,9 @@ from trajkit.arrays import DTYPES, Array
 from trajkit.checkpoints.cast import convert_bits, stored_dtype
 from trajkit.checkpoints.checkpoint import Checkpoint, HalfWritten, TensorEntry, read_into
 from trajkit.checkpoints.layout import CHUNK_ELEMENTS, FlatVector, Span, TensorInfo, lay_out
+from trajkit.checkpoints.record import describe_source
 from trajkit.checkpoints.tied import _COMPARE_BYTES, match_tensors
+from trajkit.disk import disk_errors, read_file
 from trajkit.errors import Mismatch, NotFound, StorageError
 from trajkit.remote.source import ByteSource, LocalFile
 
@@ -55,6 +58,25 @@ class FlatReader:
         """Fill ``out`` (unsigned [stop - start]) with bits [start, stop) of a vector."""
         for entry, info, span_start, n, at in self._runs(dtype, start, stop):
             self._read(entry, info, span_start, out[at : at + n])
+
+    @property
+    def step(self) -> int:
+        """Training step."""
+        return self.checkpoint.step
+
+    @property
+    def label(self) -> str:
+        """What messages call it: the folder of its files."""
+        return str(self.checkpoint.root)
+
+    def describe(self, keep: Callable[[str, bytes], tuple[str, str]]) -> tuple[str, bytes]:
+        """The name and the bytes of the record of its files; ``keep`` takes side files."""
+
+        def keep_file(name: str, path: Path) -> tuple[str, str]:
+            with disk_errors(path):
+                return keep(name, read_file(path))
+
+        return describe_source(self, keep_file).pack()
 
     @property
     def converted(self) -> list[str]:

@@ -5,14 +5,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from trajkit.checkpoints.checkpoint import Checkpoint
 from trajkit.checkpoints.parse import Node, parse_json, unzip
-from trajkit.checkpoints.reader import FlatReader
 from trajkit.disk import canonical_json, is_inner, read_file
 from trajkit.errors import FormatError, NotFound, StorageError, Unsupported
 from trajkit.text import quoted, shown
+
+if TYPE_CHECKING:
+    from trajkit.checkpoints.reader import FlatReader
 
 SOURCE_DIGITS = 16
 """of the sha256 that names a record"""

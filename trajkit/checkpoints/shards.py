@@ -114,7 +114,7 @@ def _plan_file(
         kept.append((stored_name, table[record.tied.get(canonical, canonical)]))
     if any(info.dtype != dtype for (_, info), (_, dtype, *_) in zip(kept, stored, strict=True)):
         metadata = parse_object(header.encode(), shown(name)).get("__metadata__")
-        header = _make_header(kept, metadata)
+        header = make_header(kept, metadata)
         stored = check_header(header.encode(), shown(name))
     raw = header.encode()
     places = tuple(
@@ -124,7 +124,8 @@ def _plan_file(
     return PlannedFile(name, raw, end, places)
 
 
-def _make_header(kept: Sequence[tuple[str, TensorInfo]], metadata: Any) -> str:
+def make_header(kept: Sequence[tuple[str, TensorInfo]], metadata: Any) -> str:
+    """The header of a safetensors file that holds tensors in this order, under these names."""
     document: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     at = 0
     for stored_name, info in kept:

@@ -18,7 +18,7 @@ from trajkit.evidence.origins import BacktestPlan, plan_backtest
 from trajkit.fits.window import choose_window, window_digest
 from trajkit.progress import Finished, Progress, Started, silent
 from trajkit.stats.combinations import squared_distance
-from trajkit.store.lock import StoreLock
+from trajkit.store.lock import ResultsLock
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
 from trajkit.text import format_bytes, format_rate, parse_bytes
@@ -76,7 +76,7 @@ def backtest(
     record |= {"frames_digest": window_digest(store, window)}
     seconds = time.perf_counter() - started
     record["seconds"] = seconds
-    with StoreLock(store.path):
+    with ResultsLock(store.path):
         kept = commit_backtest(store, record, tensor_rows(plan, errors.sums_FGS, names))
     rate = format_rate(raw_bytes, seconds)
     progress(Finished(f"{len(plan.forecasts)} forecasts, {format_bytes(raw_bytes)} at {rate}"))

@@ -33,7 +33,7 @@ from trajkit.progress import Finished, Progress, Started, silent
 from trajkit.stats.gram import describe_gram
 from trajkit.stats.turning import find_breaks, linear_regime
 from trajkit.store.documents import group_document
-from trajkit.store.lock import StoreLock
+from trajkit.store.lock import ResultsLock
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
 from trajkit.text import format_bytes, format_rate, parse_bytes
@@ -153,7 +153,7 @@ def _describe(part: GroupMovement, steps: Array) -> dict[str, Any]:
 
 def _keep(store: Store, record: Evidence) -> None:
     folder = store.path / "evidence"
-    with StoreLock(store.path), disk_errors(folder):
+    with ResultsLock(store.path), disk_errors(folder):
         folder.mkdir(exist_ok=True)
         replace_file(folder / "zarr.json", canonical_json(record.document()))
 

@@ -21,7 +21,7 @@ from trajkit.errors import AlreadyExists
 from trajkit.fits.kept import EARLIER_TABLE, TABLE, Fit, check_fit_name, is_fit, no_fit
 from trajkit.fits.record import ARRAYS_FOLDER, FitRecord
 from trajkit.store.documents import GROUP, group_document
-from trajkit.store.lock import StoreLock
+from trajkit.store.lock import ResultsLock
 from trajkit.store.store import Store
 
 MARKER = canonical_json(group_document({"format": "trajkit-fit-arrays"}))
@@ -83,7 +83,7 @@ def drop_fit(store: Store, name: str) -> int:
         NotFound: there is none of that name. Locked: another writer holds the store.
     """
     home = store.path / "fits" / check_fit_name(name)
-    with StoreLock(store.path), disk_errors(home):
+    with ResultsLock(store.path), disk_errors(home):
         if is_fit(home):
             before = bytes_of(home)
             (home / _RECORD).unlink()

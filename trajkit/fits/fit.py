@@ -36,7 +36,7 @@ from trajkit.fits.window import Window, check_unchanged, choose_window, window_d
 from trajkit.kernels.state import SUMS_VERSION, new_stats
 from trajkit.parallel import Plan
 from trajkit.progress import Finished, Note, Progress, Started, as_subscriber, shows_progress
-from trajkit.store.lock import StoreLock
+from trajkit.store.lock import ResultsLock
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
 from trajkit.text import format_bytes, format_rate, parse_bytes
@@ -103,7 +103,7 @@ def fit(
     rows: list[dict[str, Any]] = []
     total = weights = new_stats(rsq_threshold, window.axis.span)
     timings = StageTimings()
-    with StoreLock(store.path):
+    with ResultsLock(store.path):
         check_unchanged(store, window)
         check_room(store, array_bytes(store, prepared.floats, False)[0])
         replaced = describe_replaced(store, name)

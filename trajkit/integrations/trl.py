@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from trajkit.errors import Unsupported
+from trajkit.integrations.recording import RecordCallback as RecordCallback
 from trajkit.training.horizon import Horizon
 from trajkit.training.ledger import Ledger
 from trajkit.training.reground import OptimizerPolicy, Regrounding

@@ -14,7 +14,9 @@ history     one tensor over all checkpoints
 tensors     tensors and elements, bit for bit; what verbs take as a run
 lock        the one writer
 place       the folder that a store is made in
+frame_source  what a frame is made of: files, or a copy in memory
 writer      appending checkpoints
+heal        what a killed writer left, removed
 rewritten   steps whose files are no longer what was ingested
 account     what an ingest would do, and what it did
 ingest      verb: append what a trainer wrote

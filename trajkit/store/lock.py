@@ -1,4 +1,7 @@
-"""The lock of a store's one writer."""
+"""The lock of a store's one writer, and of whoever keeps what was made of the frames.
+
+They are two, so that a run that is being recorded can be fitted: committed frames never change.
+"""
 
 import errno
 import fcntl
@@ -17,8 +20,10 @@ from trajkit.text import printable
 class StoreLock:
     """The one writer's lock: an flock on ``.lock``, which names the holder."""
 
+    NAME = ".lock"
+
     def __init__(self, store_path: Path) -> None:
-        self.path = store_path / ".lock"
+        self.path = store_path / self.NAME
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
@@ -76,3 +81,9 @@ class StoreLock:
         finally:
             with suppress(OSError):
                 self._file.close()
+
+
+class ResultsLock(StoreLock):
+    """The lock of fits, backtests and evidence; frames may be appended meanwhile."""
+
+    NAME = ".results.lock"

@@ -1,22 +1,37 @@
 """A run's own metrics, kept in its store beside the checkpoints.
 
 metrics/zarr.json      a Zarr group; its attributes: curves by name, with their own sha256
+metrics/journal        what was logged since, a line a step: crc32 in hex, a space, a JSON object with
+                       ``step``; a line that was cut short or damaged is passed over
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trajkit.checkpoints.metrics import LARGEST_BYTES, Metrics, read_trainer_state
-from trajkit.disk import canonical_json, disk_errors, replace_file
-from trajkit.errors import FormatError
+from trajkit.disk import (
+    canonical_json,
+    disk_errors,
+    read_file,
+    refuse_links,
+    replace_file,
+    sync_directory,
+    write_all,
+)
+from trajkit.errors import FormatError, TrajkitError
 from trajkit.progress import Note, Progress
 from trajkit.store.documents import group_document
 from trajkit.store.lock import StoreLock
 from trajkit.store.store import Store
 
 FORMAT = "trajkit-metrics"
+MOST_JOURNAL_BYTES = 1 << 22
+"""of the journal, before it is taken into the curves"""
 
 
 def keep_metrics(store: Store, folders: Iterable[Path], progress: Progress) -> None:
@@ -50,10 +65,81 @@ def _write(folder: Path, metrics: Metrics) -> None:
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
         replace_file(folder / "zarr.json", canonical_json(group_document(attributes)))
+        (folder / "journal").unlink(missing_ok=True)  # its rows are among the curves
+
+
+def journal_metrics(store_path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Put what was logged of some steps into a store that has a commit, on disk when this returns.
+
+    For the one writer of the store.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    text = b"".join(map(_spell_line, rows))
+    path = store_path / "metrics" / "journal"
+    refuse_links(store_path, path.parent)
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o666)
+        try:
+            size = os.fstat(fd).st_size
+            whole = b"\n" + text if size else text  # a killed writer may have left half a line
+            write_all(fd, whole, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if not size:
+            sync_directory(path.parent)
+    if size + len(whole) > MOST_JOURNAL_BYTES:
+        fold_journal(Store.open(store_path))
+
+
+def fold_journal(store: Store) -> None:
+    """Take the journal into the curves; for the one writer of the store."""
+    later = _read_later(store)
+    if later.curves:
+        kept = _read_curves(store)
+        _write(store.path / "metrics", later if kept is None else kept.merged(later))
+
+
+def _spell_line(row: Mapping[str, Any]) -> bytes:
+    text = json.dumps(dict(row), allow_nan=False).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _read_later(store: Store) -> Metrics:
+    """The curves of the journal; none where it cannot be read."""
+    try:
+        return Metrics.of_rows(_read_journal(store.path / "metrics" / "journal"))
+    except (TrajkitError, OSError):
+        return Metrics({})
+
+
+def _read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the journal's whole lines."""
+    if path.is_symlink() or not path.is_file():
+        return
+    for line in read_file(path, 4 * MOST_JOURNAL_BYTES).split(b"\n"):
+        crc, _, text = line.partition(b" ")
+        try:
+            if int(crc, 16) == zlib.crc32(text) and isinstance(row := json.loads(text), dict):
+                yield row
+        except (ValueError, RecursionError):
+            continue
 
 
 def read_kept_metrics(store: Store) -> Metrics | None:
     """The metrics in a store; None where there are none, or none that can be read."""
+    kept, later = _read_curves(store), _read_later(store)
+    if not later.curves:
+        return kept
+    return later if kept is None else kept.merged(later)
+
+
+def _read_curves(store: Store) -> Metrics | None:
+    """The curves in ``zarr.json``; None where there are none, or none that can be read."""
     path = store.path / "metrics" / "zarr.json"
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > 4 * LARGEST_BYTES:

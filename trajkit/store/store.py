@@ -181,12 +181,16 @@ class Store:
             raise FormatError(
                 f"{self.path}: step {self.steps[t]}: chunk digests do not match the commit"
             )
+        self.keep_digests(t, rows)
+        return rows
+
+    def keep_digests(self, t: int, rows: dict[str, Array]) -> None:
+        """Keep the digests of frame ``t``, as read or as just committed; the oldest are let go."""
         with self._lock:
             self._kept_digests[t] = rows
             n_bytes = sum(row.nbytes for row in rows.values())
             while len(self._kept_digests) * n_bytes > KEPT_DIGEST_BYTES:
                 del self._kept_digests[next(iter(self._kept_digests))]
-        return rows
 
     def check_bits(self, dtype: str, t: int, k: int, bits: Array) -> None:
         """Check that bits (unsigned, padding left out) are those of chunk ``k`` at frame ``t``.

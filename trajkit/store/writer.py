@@ -6,10 +6,9 @@ rename leaves the store as it was, plus files that readers ignore and the next w
 """
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +20,8 @@ import numpy as np
 from trajkit.arrays import Array
 from trajkit.checkpoints.checkpoint import Checkpoint
 from trajkit.checkpoints.layout import CHUNK_ELEMENTS, FlatVector
-from trajkit.checkpoints.parse import parse_json
-from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
-from trajkit.checkpoints.record import describe_source, source_path
+from trajkit.checkpoints.reader import lay_out_checkpoint
+from trajkit.checkpoints.record import source_path
 from trajkit.disk import (
     canonical_json,
     disk_errors,
@@ -40,7 +38,7 @@ from trajkit.errors import (
     TrajkitError,
 )
 from trajkit.kernels import api as kernels
-from trajkit.parallel import map_in_order
+from trajkit.parallel import InlineExecutor, map_in_order
 from trajkit.store.commit import (
     Commit,
     Frame,
@@ -50,6 +48,8 @@ from trajkit.store.commit import (
     table_document,
 )
 from trajkit.store.documents import GROUP
+from trajkit.store.frame_source import FrameSource
+from trajkit.store.heal import heal, refuse_linked_folders
 from trajkit.store.lock import StoreLock
 from trajkit.store.place import check_place, clear_place, mark_place, unmark_place
 from trajkit.store.rows import RowWriter, write_row
@@ -69,6 +69,10 @@ def bytes_a_worker(vectors: Mapping[str, FlatVector], cast: str | None) -> int:
 class StoreWriter:
     """The one writer of a store; use it in a ``with`` block.
 
+    Args:
+        path: the store's folder, made where it is missing.
+        workers: threads that code chunks; 0 leaves all work to the thread that appends.
+
     Raises:
         Locked: another process writes to the store.
         AlreadyExists: the path is a folder that is not a trajkit store, or a file.
@@ -83,7 +87,9 @@ class StoreWriter:
         self.seconds = {"read": 0.0, "code": 0.0, "compress": 0.0, "write": 0.0}
         """time spent a stage, summed over workers (``write``: by the one that writes)"""
         self._lock = StoreLock(path)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="trajkit")
+        self._pool: Executor = InlineExecutor()
+        if workers:
+            self._pool = ThreadPoolExecutor(workers, thread_name_prefix="trajkit")
         self._buffers = local()
         self._seconds_lock = Lock()
         self._made = False
@@ -102,9 +108,9 @@ class StoreWriter:
                 check_place(self.path)  # again, now that nobody else can make a store here
                 mark_place(self.path)
             else:
-                self._refuse_links(self.store)
+                refuse_linked_folders(self.store)
                 with disk_errors(self.path):
-                    self._heal(self.store)
+                    heal(self.store)
         except BaseException:
             self._lock.__exit__()
             raise
@@ -135,7 +141,12 @@ class StoreWriter:
         chunk: int = CHUNK_ELEMENTS,
     ) -> None:
         """Lay out a new store for this checkpoint's tensors; it exists with the first commit."""
-        vectors = lay_out_checkpoint(checkpoint, cast, chunk)
+        self.lay_out(lay_out_checkpoint(checkpoint, cast, chunk), codec, keyframes, cast)
+
+    def lay_out(
+        self, vectors: Mapping[str, FlatVector], codec: str, keyframes: int, cast: str | None
+    ) -> None:
+        """Lay out a new store of these flat vectors; it exists with the first commit."""
         table = canonical_json(table_document(vectors))
         commit = Commit(
             codec=codec,
@@ -162,16 +173,16 @@ class StoreWriter:
 
     def append(
         self,
-        reader: FlatReader,
-        previous: FlatReader | None,
+        source: FrameSource,
+        previous: FrameSource | None,
         advanced: Callable[[int], None] = lambda n_bytes: None,
     ) -> Frame:
         """Write one checkpoint as the next frame and commit it.
 
         Args:
-            reader: the checkpoint.
-            previous: the last committed checkpoint's files, where they are still at hand; each
-                chunk read from them is checked against its digest, and a chunk that does not match
+            source: the checkpoint: its files, or a copy in memory.
+            previous: the last committed checkpoint, where it is still at hand; each chunk read
+                from it is checked against its digest, and a chunk that does not match
                 is decoded from the store instead.
             advanced: called with the raw bytes of each chunk done.
 
@@ -182,25 +193,25 @@ class StoreWriter:
         """
         store = self.layout()
         t = len(store.commit.frames)
-        step = reader.checkpoint.step
+        step = source.step
         if t and step <= store.commit.frames[-1].step:
             raise InvalidInput(
-                f"{reader.checkpoint.root}: step {step} is not later than the last committed step "
+                f"{source.label}: step {step} is not later than the last committed step "
                 f"{store.commit.frames[-1].step}, and frames are never rewritten"
             )
-        reader.check_tied()
+        source.check_tied()
         stored = 0
-        digests = []
+        digests: dict[str, Array] = {}
         for dtype in store.vectors:
-            n_bytes, chunk_digests = self._write_frame(store, dtype, t, reader, previous, advanced)
+            n_bytes, digests[dtype] = self._write_frame(store, dtype, t, source, previous, advanced)
             stored += n_bytes
-            digests.append(chunk_digests)
-        reader.check_unchanged()
-        source, record = describe_source(reader, self._keep_asset).pack()
-        if not source_path(self.path, source).exists():
-            replace_file(source_path(self.path, source), record)
-        frame = Frame(step, frame_digest(digests), source, stored)
+        source.check_unchanged()
+        name, record = source.describe(self._keep_asset)
+        if not source_path(self.path, name).exists():
+            replace_file(source_path(self.path, name), record)
+        frame = Frame(step, frame_digest(list(digests.values())), name, stored)
         self._commit(store.grown(add_frame(store.commit, frame)))
+        self.layout().keep_digests(t, digests)  # the next step's difference asks for them
         return frame
 
     def cut(self, step: int) -> tuple[int, ...]:
@@ -216,7 +227,7 @@ class StoreWriter:
             self.store = store.grown(replace(store.commit, frames=frames))
             replace_file(self._root, canonical_json(self.store.commit.document()))
             with disk_errors(self.path):
-                self._heal(self.store)
+                heal(self.store)
         return gone
 
     def _commit(self, store: Store) -> None:
@@ -239,8 +250,8 @@ class StoreWriter:
         store: Store,
         dtype: str,
         t: int,
-        reader: FlatReader,
-        previous: FlatReader | None,
+        source: FrameSource,
+        previous: FrameSource | None,
         advanced: Callable[[int], None],
     ) -> tuple[int, Array]:
         """Code, compress and write one vector's frame: (bytes on disk, uint64 [chunks] digests)."""
@@ -251,7 +262,7 @@ class StoreWriter:
             committed = store.chunk_digests(t - 1)[dtype]
 
         def encode(k: int) -> bytes:
-            return self._encode_chunk(store, dtype, t, k, reader, previous, committed, digests)
+            return self._encode_chunk(store, dtype, t, k, source, previous, committed, digests)
 
         with RowWriter(store.frames[dtype], t) as frame:
             chunks = range(vector.n_chunks)
@@ -272,8 +283,8 @@ class StoreWriter:
         dtype: str,
         t: int,
         k: int,
-        reader: FlatReader,
-        previous: FlatReader | None,
+        source: FrameSource,
+        previous: FrameSource | None,
         committed: Array | None,
         digests: Array,
     ) -> bytes:
@@ -284,7 +295,7 @@ class StoreWriter:
         clocks = [time.perf_counter()]
         bits, before, scratch = self._chunk_buffers(vector)
         bits[n:] = 0
-        reader.fill(dtype, start, stop, bits[:n])
+        source.fill(dtype, start, stop, bits[:n])
         digests[k] = chunk_digest(bits[:n])
         if store.is_key(t):
             clocks.append(time.perf_counter())
@@ -308,7 +319,7 @@ class StoreWriter:
         dtype: str,
         t: int,
         k: int,
-        previous: FlatReader | None,
+        previous: FrameSource | None,
         committed: Array | None,
         out: Array,
         scratch: Array,
@@ -338,10 +349,8 @@ class StoreWriter:
         bits, before, scratch = memory[:, :n_bytes].view(vector.dtype.bits)
         return bits, before, scratch
 
-    def _keep_asset(self, name: str, path: Path) -> tuple[str, str]:
-        """Copy a side file into ``assets/`` unless it is there: (file name there, sha256)."""
-        with disk_errors(path):
-            content = read_file(path)
+    def _keep_asset(self, name: str, content: bytes) -> tuple[str, str]:
+        """Put a side file into ``assets/`` unless it is there: (file name there, sha256)."""
         sha = hashlib.sha256(content).hexdigest()
         for kept in (name, f"{sha[:12]}-{name}"):
             target = self.path / "assets" / kept
@@ -351,49 +360,6 @@ class StoreWriter:
             if read_file(target) == content:
                 return kept, sha
         raise FormatError(f"{target}: damaged: its digest does not match its name")
-
-    def _refuse_links(self, store: Store) -> None:
-        """Raise where a folder that is written to, or healed, is a link to somebody else's."""
-        arrays = (*store.frames.values(), *store.digests.values(), store.steps_array)
-        folders = (self.path / name for name in ("tensors", "assets", "fits"))
-        refuse_links(self.path, *folders, *(a.path / "c" for a in arrays))
-
-    def _heal(self, store: Store) -> None:
-        """Remove what a killed writer left beyond the commit.
-
-        Metadata goes back first: an array that claims a row which is gone would look damaged if
-        this is killed as well, while a row beyond the metadata is only ignored.
-        """
-        rows = len(store.commit.frames)
-        for array in (*store.frames.values(), *store.digests.values()):
-            if _rows_on_disk(array.path) != rows:
-                array.write_metadata()
-            for row in sorted(_list_rows(array.path), reverse=True):
-                if row >= rows:
-                    shutil.rmtree(array.row_path(row))
-        if _rows_on_disk(store.path / "steps") != rows:
-            store.steps_array.write_metadata()
-            write_row(store.steps_array, store.steps)
-        unmark_place(self.path)
-        (self.path / "zarr.json.part").unlink(missing_ok=True)
-        for name in ("tensors", "assets"):
-            for part in (self.path / name).glob("*.part"):
-                part.unlink(missing_ok=True)
-
-
-def _list_rows(path: Path) -> list[int]:
-    """The rows of which an array has files."""
-    chunks = path / "c"
-    return [int(p.name) for p in chunks.iterdir() if p.name.isdecimal()] if chunks.is_dir() else []
-
-
-def _rows_on_disk(path: Path) -> int | None:
-    """The first dimension of an array's metadata on disk, if it can be read."""
-    try:
-        document = parse_json(read_file(path / "zarr.json"), str(path))
-        return document["shape"].wholes()[0]
-    except (OSError, FormatError, IndexError):
-        return None
 
 
 def check_cast(store: Store, cast: str | None) -> None:

@@ -1,5 +1,10 @@
-"""Shorter training: what is learned from real steps while a run is alive, and the jump it allows.
+"""While a run is alive: every step recorded, and what its real steps allow to be jumped.
 
+recorder      every step into the store, without checkpoint folders
+tensors       a live model's tensors by their names in a checkpoint
+host_copy     a copy of them in host memory, as the store's flat vectors
+description   the files that restoring a recorded step writes
+side_files    config and tokenizer files of a model in memory
 rules      which drift a jump follows: one line a rule
 pooled     the pooled drift with a significance gate and forgetting
 segments   rules that look at one segment alone: two points, a gate on R²
