@@ -565,3 +565,9 @@ def test_any_recorded_step_loads(tmp_path: Path, family: str) -> None:
             assert next(other.parameters()).dtype == torch.bfloat16
             for name, parameter in other.named_parameters():
                 assert bits_of(parameter) == bits_of(seen[step][name]), name
+
+
+def test_without_torch_there_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None\nimport trajkit; trajkit.Recorder"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "recording a model needs torch: pip install 'trajkit[models]'" in done.stderr

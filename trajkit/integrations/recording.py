@@ -56,7 +56,7 @@ class RecordCallback(TrainerCallback):
                 "FSDP keeps the parameters in parts: ingest the trainer's checkpoints instead "
                 "(trajkit ingest --watch)"
             )
-        options = {"tokenizer": given.get("processing_class")} | self.options
+        options: dict[str, Any] = {"tokenizer": given.get("processing_class")} | self.options
         if not hasattr(options["tokenizer"], "save_pretrained"):
             options |= {"tokenizer": self.options.get("tokenizer")}
         begin = state.global_step + 1 if self.replace_from == "resume" else self.replace_from

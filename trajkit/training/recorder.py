@@ -17,12 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Self
 
-from torch import Tensor
-
 from trajkit.arrays import DTYPES
 from trajkit.checkpoints.layout import FlatVector, lay_out, tensors_of
 from trajkit.defaults import DEFAULT_CODEC, DEFAULT_KEYFRAMES, DEFAULT_STORE
-from trajkit.errors import InvalidInput, Mismatch, TrajkitError, warn
+from trajkit.errors import InvalidInput, Mismatch, TrajkitError, needing, warn
 from trajkit.store.commit import chunk_digest
 from trajkit.store.ingest import check_options
 from trajkit.store.metrics import fold_journal, journal_metrics
@@ -30,9 +28,13 @@ from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
 from trajkit.store.writer import StoreWriter, bytes_a_worker
 from trajkit.training.description import Description
-from trajkit.training.host_copy import HostCopy
 from trajkit.training.side_files import collect_side_files
-from trajkit.training.tensors import distinct, dtype_of, match, named_tensors
+
+with needing("recording a model needs", "models"):
+    from torch import Tensor
+
+    from trajkit.training.host_copy import HostCopy
+    from trajkit.training.tensors import distinct, dtype_of, match, named_tensors
 
 
 class Recorder:
