@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trajkit.cli.console import Console
+from trajkit.cli.guide import guide_options, guided_options, refuse_guide_options, run_guided
 from trajkit.cli.options import (
     Command,
     device_option,
@@ -50,6 +51,7 @@ def _describe_estimators() -> str:
     epilog=example(
         "trajkit extrapolate --steps 2000 -o out/",
         "trajkit extrapolate --steps 1500,2000,+500 -o out/",
+        "trajkit extrapolate --steps 2000 --guide probes.jsonl -o out/",
         "trajkit extrapolate --steps 2000 --estimator two-point -o out/",
         "trajkit extrapolate --steps +500 --tensors '*.mlp.*=hold' --check -o out/",
         "trajkit extrapolate --estimator expo --alpha 0.3 -o out/",
@@ -59,7 +61,8 @@ def _describe_estimators() -> str:
     "--steps",
     multiple=True,
     metavar="X[,X...]",
-    help="Target training steps; +X counts from the last ingested step; repeatable.",
+    help="Target training steps; +X counts from the last ingested step; repeatable. With --guide, "
+    "auto: the furthest that the outputs bear out.",
 )
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write."
@@ -70,8 +73,8 @@ def _describe_estimators() -> str:
     type=click.Choice([*ESTIMATORS, "auto"]),
     default=DEFAULT_ESTIMATOR,
     show_default=True,
-    help=f"How a value is extended beyond the window: {_describe_estimators()}; auto: what the run's "
-    "backtest says for the horizon.",
+    help=f"How a value is extended beyond the window: {_describe_estimators()}; auto: what --guide's "
+    "outputs choose, or what the run's backtest says for the horizon.",
 )
 @parameter_options
 @click.option(
@@ -121,6 +124,7 @@ def _describe_estimators() -> str:
     metavar="R",
     help="Scale a jump down that is larger in norm than R times the last checkpoint.",
 )
+@guide_options
 @device_option("cpu")
 @click.option("--check", is_flag=True, help="Load the result with transformers, without weights.")
 @click.option(
@@ -136,6 +140,11 @@ def extrapolate_command(
     out: Path,
     store: Path,
     dry_run: bool,
+    guide: Path | None,
+    guide_budget: int | None,
+    guide_depth: str,
+    guide_share: float,
+    force_guide: bool,
     **options: Any,
 ) -> None:
     """Write the checkpoint that a training step to come would have, in the run's own layout.
@@ -145,7 +154,21 @@ def extrapolate_command(
     checkpoints; shrunk and wiener weigh each element; ema and rank-k add up all checkpoints, the
     latter along the few directions that the run moved most in; auto goes by the run's backtest.
     Elements that the fit does not explain keep their last value.
+
+    With --guide, the logits of the window's first and last checkpoint are extrapolated to the target on
+    the probes, and of some sixty rules for weights that one is written whose outputs come nearest on
+    half of the probes; KL on the other half is reported beside that of holding the last checkpoint.
     """
+    if guide is not None:
+        asked = {
+            "budget": guide_budget,
+            "depth": guide_depth,
+            "share": guide_share,
+            "force_guide": force_guide,
+        }
+        run_guided(console, steps, out, store, guide, dry_run, asked | guided_options(options))
+        return
+    refuse_guide_options()
     if not steps and not any(options[name] is not None for name in ("alpha",)):
         own = ESTIMATORS.get(options["estimator"])
         asked = "--steps" if own is None else own.asks_for
@@ -159,16 +182,17 @@ def extrapolate_command(
     if dry_run:
         plan = plan_extrapolate(run, wanted, out, **options)
         console.data(plan)
-        _say_plan(console, plan)
+        say_plan(console, plan)
         return
     with console.progress() as progress:
         result = extrapolate(run, wanted, out, progress=progress, **options)
     console.data(result)
-    _say_result(console, result, options["check"])
-    console.next_command(*_uses(Path(result.targets[-1].path)))
+    say_result(console, result, options["check"])
+    console.next_command(*uses(Path(result.targets[-1].path)))
 
 
-def _say_plan(console: Console, plan: "ExtrapolatePlan") -> None:
+def say_plan(console: Console, plan: "ExtrapolatePlan") -> None:
+    """What would be written."""
     for warning in plan.warnings:
         console.warn(warning)
     for target in plan.targets:
@@ -188,7 +212,8 @@ def _say_plan(console: Console, plan: "ExtrapolatePlan") -> None:
     console.say(f"  {workers}, {format_bytes(plan.memory_bytes)} of memory")
 
 
-def _say_result(console: Console, result: "ExtrapolateResult", checked: bool) -> None:
+def say_result(console: Console, result: "ExtrapolateResult", checked: bool) -> None:
+    """What was written."""
     for target in result.targets:
         console.say(
             f"{target.path}: step {target.step}, {target.horizon:+} from step {result.last_step}"
@@ -205,7 +230,7 @@ def _say_result(console: Console, result: "ExtrapolateResult", checked: bool) ->
     )
 
 
-def _uses(out: Path) -> tuple[str, ...]:
+def uses(out: Path) -> tuple[str, ...]:
     """What one does with a checkpoint; an adapter needs its base model beside it."""
     import shlex
 

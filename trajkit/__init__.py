@@ -17,6 +17,8 @@ _HOME = {
     "measure_evidence": "trajkit.evidence.movement",
     "Evidence": "trajkit.evidence.movement",
     "extrapolate": "trajkit.forecast.extrapolate",
+    "guide": "trajkit.outputs.guide.guided",
+    "extrapolate_guided": "trajkit.outputs.guide.guided",
     "report": "trajkit.reports.report",
     "restore": "trajkit.store.restore",
     "verify": "trajkit.reports.verify",
@@ -43,7 +45,9 @@ __all__ = [
     "__version__",
     "backtest",
     "extrapolate",
+    "extrapolate_guided",
     "fit",
+    "guide",
     "ingest",
     "load_model",
     "load_weights",
@@ -64,6 +68,8 @@ if TYPE_CHECKING:
     from trajkit.fits.fit import fit as fit
     from trajkit.fits.kept import Fit as Fit
     from trajkit.forecast.extrapolate import extrapolate as extrapolate
+    from trajkit.outputs.guide.guided import extrapolate_guided as extrapolate_guided
+    from trajkit.outputs.guide.guided import guide as guide
     from trajkit.outputs.logits import LogitsExtrapolation as LogitsExtrapolation
     from trajkit.outputs.models import load_model as load_model
     from trajkit.outputs.models import load_weights as load_weights

@@ -42,6 +42,10 @@ class Unsupported(TrajkitError, NotImplementedError):
     """A request that is understood, but cannot be met on this input or machine."""
 
 
+class Refused(TrajkitError, RuntimeError):
+    """What was measured speaks against what was asked; the message says how to do it all the same."""
+
+
 class Locked(TrajkitError, BlockingIOError):
     """Another writer holds the store."""
 

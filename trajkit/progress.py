@@ -119,10 +119,21 @@ class PlainLines:
     def _state(self, now: float) -> str:
         spent = now - self.begun
         left = spent * (self.stage.total - self.done) / max(self.done, 1)
-        return (
-            f"{format_bytes(self.done)} of {format_bytes(self.stage.total)}, "
-            f"{format_rate(self.done, spent)}, {format_seconds(left)} left"
-        )
+        return f"{describe_state(self.stage, self.done, spent)}, {format_seconds(left)} left"
+
+
+def describe_state(stage: Started, done: int, seconds: float) -> str:
+    """How much of a stage is done.
+
+    >>> describe_state(Started("guide", 86, "forwards"), 12, 3.0)
+    '12 of 86 forwards'
+    >>> describe_state(Started("fit", 4_000_000), 1_000_000, 0.5)
+    '1 MB of 4 MB, 2 MB/s'
+    """
+    if stage.unit != "B":
+        return f"{done:,} of {stage.total:,} {stage.unit}"
+    of = f"{format_bytes(done)} of {format_bytes(stage.total)}"
+    return f"{of}, {format_rate(done, seconds)}"
 
 
 def _say(line: str) -> None:
@@ -142,36 +153,32 @@ def show_progress(*, summaries: bool) -> Iterator[Progress]:
 @contextmanager
 def _bars(summaries: bool) -> Iterator[Progress]:
     from rich.console import Console as RichConsole
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
         TimeRemainingColumn(),
     )
     with RichProgress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
-        state: dict[str, Any] = {}
+        now: dict[str, Any] = {}
 
         def subscriber(event: Event) -> None:
             match event:
-                case Started(stage, total):
-                    state["task"] = bars.add_task(printable(stage), total=total)
-                    state["stage"] = stage
+                case Started():
+                    now["task"] = bars.add_task(printable(event.stage), total=event.total, state="")
+                    now.update({"stage": event, "done": 0, "begun": time.monotonic()})
                 case Advanced(amount):
-                    bars.advance(state["task"], amount)
+                    now["done"] += amount
+                    spent = time.monotonic() - now["begun"]
+                    text = describe_state(now["stage"], now["done"], spent)
+                    bars.update(now["task"], advance=amount, state=text)
                 case Finished(summary):
-                    bars.remove_task(state["task"])
+                    bars.remove_task(now["task"])
                     if summaries:
-                        line = f"{state['stage']}: {summary}"
+                        line = f"{now['stage'].stage}: {summary}"
                         bars.console.print(printable(line), highlight=False, markup=False)
                 case Note(text):
                     bars.console.print(printable(text), highlight=False, markup=False)

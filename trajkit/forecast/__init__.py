@@ -2,6 +2,7 @@
 
 extrapolate  verb: write checkpoints to come
 request      what is asked, as a value
+guidance     why outputs chose the rule
 auto        the rule that the backtest took, in place of an estimator
 evaluation   the request with everything looked up that it names; the rule that elements follow
 plan         what will be written, checked without writing

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import local
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
@@ -31,6 +31,10 @@ _GLANCE = 256
 GROUP_CHUNKS = 4
 """chunks evaluated together: a worker gives Python's lock away at each call, and waits for it"""
 
+Kept: TypeAlias = dict[tuple[str, str | int, range], Array]
+"""what was read once and is not read again: (dtype, array of the fit or frame, chunks) -> elements"""
+Piece: TypeAlias = tuple[int, int, tuple[str, float]]
+"""(from, to, (rule, factor)) of elements that go together"""
 Emit = Callable[[int, int, Array], None]
 """takes (target, first element, bits [N]); the bits are the worker's scratch, used again after"""
 
@@ -104,7 +108,7 @@ class _Known:
 
     start: int
     """first element"""
-    pieces: list[tuple[int, int, str]]
+    pieces: list[Piece]
     """runs of elements under one rule, counted from there"""
     fit: Mapping[str, Array]
     """the fit's arrays that are read, by name, [N] each"""
@@ -122,13 +126,15 @@ class Evaluator:
     Keeps the fit's files open; use it in a ``with`` block.
     """
 
-    def __init__(self, rule: Rule, store: Store, fit: Fit | None) -> None:
+    def __init__(self, rule: Rule, store: Store, fit: Fit | None, kept: Kept | None = None) -> None:
         self._fit_readers: dict[str, dict[str, ChunkReader]] = {}
         self._frame_readers: dict[str, ChunkReader] = {}
         self.rule = rule
         self.store = store
         self.fit = fit
         self._rules = dict(rule.tensors)
+        self._factors = dict(rule.factors)
+        self._kept = kept
         self._fit_has_last = fit is not None and fit.record.steps[-1] == store.steps[rule.last]
         self._of_thread = local()
         self._scratch = Scratch()
@@ -141,9 +147,9 @@ class Evaluator:
         }
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> Self:
+    def of(cls, evaluation: Evaluation, kept: Kept | None = None) -> Self:
         """The evaluator of what is open already."""
-        return cls(evaluation.rule, evaluation.store, evaluation.fit)
+        return cls(evaluation.rule, evaluation.store, evaluation.fit, kept)
 
     def __enter__(self) -> Self:
         return self
@@ -200,7 +206,7 @@ class Evaluator:
         """Write one target's bits of a dtype, which may be a wider one than the chunk's own."""
         rule, step, total = self.rule, task.steps[i], Counts()
         scale = dict(rule.scales).get(step, 1.0)
-        for begin, end, what in known.pieces:
+        for begin, end, (what, factor) in known.pieces:
             piece = slice(begin, end)
             if what != "extrapolate":
                 out[piece] = last[piece]
@@ -209,7 +215,7 @@ class Evaluator:
             of_piece = {name: array[piece] for name, array in known.fit.items()}
             move = None if known.moves is None else known.moves[i, piece]
             values = Values(dtype, of_piece, first[piece], last[piece], move)
-            total += rule.estimator.evaluate(
+            total += rule.estimator_by(factor).evaluate(
                 values, rule.points, step, gate=self._gate(of_piece),
                 rounding=rule.rounding.at(known.start + begin), out=out[piece],
                 arithmetic=self._arithmetic(dtype), scale=scale,
@@ -222,12 +228,12 @@ class Evaluator:
         chunks = task.chunks
         start, stop = vector.chunk_span(chunks[0])[0], vector.chunk_span(chunks[-1])[1]
         pieces = self._pieces(vector, start, stop)
-        moving = any(what == "extrapolate" for _, _, what in pieces)
+        moving = any(what == "extrapolate" for _, _, (what, _) in pieces)
         fit: dict[str, Array] = {}
         if moving and self.fit is not None:
             fit, moving = self._read_fit(vector, chunks, stop - start)
         if not moving:
-            pieces = [(a, b, "hold" if what == "extrapolate" else what) for a, b, what in pieces]
+            pieces = [(a, b, (w if w == "copy" else "hold", 1.0)) for a, b, (w, _) in pieces]
         first, last = self._read_points(vector, chunks, stop - start, fit, moving)
         moves = self._combine(vector, chunks, task.steps) if moving else None
         return _Known(start, pieces, fit, first, last, moves)
@@ -267,12 +273,17 @@ class Evaluator:
         return values, moving
 
     def _read_array(self, dtype: str, name: str, chunks: range) -> Array:
-        """One of the fit's arrays, in the thread's own scratch."""
+        """One of the fit's arrays, in the thread's own scratch, or from what is kept."""
+        key = (dtype, name, chunks)
+        if self._kept is not None and key in self._kept:
+            return self._kept[key]
         reader = self._fit_readers[dtype][name]
         out = self._buffer(name, reader.array.chunk, reader.array.dtype, len(chunks))
         assert self.fit is not None
         with self.fit.reading():
             reader.read_chunks(chunks, out)
+        if self._kept is not None:
+            self._kept[key] = out.copy()
         return out
 
     def _arithmetic(self, dtype: str) -> Arithmetic:
@@ -303,19 +314,24 @@ class Evaluator:
         return self._read_frame(vector, "first", self.rule.first, chunks)[:n], last[:n]
 
     def _read_frame(self, vector: FlatVector, name: str, t: int, chunks: range) -> Array:
-        """The bits of a checkpoint, in the thread's own scratch."""
+        """The bits of a checkpoint, in the thread's own scratch, or from what is kept."""
+        key = (vector.dtype.name, t, chunks)
+        if self._kept is not None and key in self._kept:
+            return self._kept[key]
         out = self._buffer(name, vector.chunk, vector.dtype.bits, len(chunks))
         scratch = self._buffer("scratch", vector.chunk, vector.dtype.bits, 1)
         for i, k in enumerate(chunks):
             bits = out[i * vector.chunk : (i + 1) * vector.chunk]
             self.store.read_bits(vector.dtype.name, t, k, bits, scratch)
+        if self._kept is not None:
+            self._kept[key] = out.copy()
         return out
 
-    def _pieces(self, vector: FlatVector, start: int, stop: int) -> list[tuple[int, int, str]]:
-        """Runs of elements under one rule: (from, to, rule), counted from the chunk's start."""
-        pieces: list[tuple[int, int, str]] = []
+    def _pieces(self, vector: FlatVector, start: int, stop: int) -> list[Piece]:
+        """Runs of elements under one rule, counted from the chunk's start."""
+        pieces: list[Piece] = []
         for span in vector.spans(start, stop):
-            what = self._rules[span.tensor.name]
+            what = self._rules[span.tensor.name], self._factors.get(span.tensor.name, 1.0)
             end = span.at + span.stop - span.start
             if pieces and pieces[-1][2] == what:
                 pieces[-1] = (pieces[-1][0], end, what)

@@ -7,13 +7,14 @@ from typing import Any
 from trajkit.defaults import DEFAULT_FIT
 from trajkit.errors import InvalidInput
 from trajkit.fits.devices import choose_device
+from trajkit.fits.estimators.damped import Damped
 from trajkit.fits.estimators.estimator import Estimator, Points, describe_parameters
 from trajkit.fits.estimators.gates import GateRule
 from trajkit.fits.kept import Fit, fit_names, read_fit
 from trajkit.fits.window import check_fit_is_current
 from trajkit.forecast.auto import Chosen, settle
 from trajkit.forecast.request import Request
-from trajkit.forecast.rules import assign_rules, parse_rule
+from trajkit.forecast.rules import assign_factors, assign_rules, parse_rule
 from trajkit.forecast.template import Template, float_dtypes, template_like, template_of_step
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD, HELD_FLAGS
 from trajkit.kernels.rounding import Rounding
@@ -48,6 +49,14 @@ class Rule:
     """of a combination of checkpoints: target step -> what each from a to b weighs"""
     scales: tuple[tuple[int, float], ...] = ()
     """target step -> the part of the way that is gone, where a cap on the jump cuts it short"""
+    factors: tuple[tuple[str, float], ...] = ()
+    """(name, what the damping is multiplied by) of tensors that are moved further or less far"""
+
+    def estimator_by(self, factor: float) -> Estimator:
+        """The estimator for tensors that a factor stands beside."""
+        if factor == 1 or not isinstance(self.estimator, Damped):
+            return self.estimator
+        return Damped(self.estimator.damping * factor)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -70,6 +79,8 @@ class Rule:
             found["seed"] = self.rounding.seed
         own = describe_parameters(self.estimator)
         found |= {k: v for k, v in own.items() if k != "alpha"}  # a target says its own
+        if self.factors:
+            found["factors"] = dict(self.factors)
         if not self.estimator.needs_fit:
             found |= {"from_step": self.points.first_step, "to_step": self.points.last_step}
         return found
@@ -140,6 +151,7 @@ def resolve(request: Request) -> Evaluation:
         rounding=request.make_rounding(),
         tensors=tuple(rules.items()),
         device=device,
+        factors=tuple(assign_factors(rules, request.factors).items()),
     )
     if fit is not None:
         fit.check_keeps(rule.reads)

@@ -242,9 +242,10 @@ def _finish(forecast: Forecast, writer: FolderWriter, target: Target) -> None:
     provenance = describe_target(evaluation, request, target)
     writer.write_side_file(PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
     cautions = find_cautions(evaluation, target)
+    cautions += () if request.guide is None else request.guide.cautions
     card = write_card(
         provenance, template.read_json("config.json"), cautions,
-        adapter=template.read_json("adapter_config.json"),
+        adapter=template.read_json("adapter_config.json"), guide=request.guide,
     )  # fmt: skip
     writer.write_side_file(_CARD, card.encode())
     writer.finish()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trajkit.checkpoints.config import architectures_of
+from trajkit.forecast.guidance import Guidance
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -15,6 +16,7 @@ def write_card(
     config: Mapping[str, Any],
     warnings: Sequence[str],
     adapter: Mapping[str, Any] | None = None,
+    guide: Guidance | None = None,
 ) -> str:
     """The card's text.
 
@@ -23,6 +25,7 @@ def write_card(
         config: the model's config.json; may be empty.
         warnings: about this target.
         adapter: the adapter_config.json of a PEFT adapter; None or empty for a whole model.
+        guide: what chose the rule, where outputs did.
     """
     target, steps = provenance["target"], provenance["fitted_steps"]
     elements = target["moved"] + target["held"] + target["unchanged_after_rounding"]
@@ -32,6 +35,7 @@ def write_card(
         ("computed from", f"{len(steps)} checkpoints, steps {steps[0]:,} to {steps[-1]:,}"),
         ("estimator", f"`{provenance['estimator']}`{_describe(provenance['parameters'], target)}"),
         *_rows_of_auto(provenance.get("auto")),
+        *(() if guide is None else guide.rows),
         ("gate", provenance.get("gate") or _describe_gate(provenance["rsq_threshold"])),
         *_rows_of_cap(provenance.get("max_norm"), target),
         ("elements moved", _share(target["moved"], elements)),
@@ -40,6 +44,8 @@ def write_card(
     )
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     cautions = "".join(f"> {text[0].upper()}{text[1:]}.\n\n" for text in warnings)
+    if guide is not None:
+        cautions = f"{guide.sentence[0].upper()}{guide.sentence[1:]}.\n\n{cautions}"
     front = "\n".join(_front_matter(config, adapter or {}))
     return f"""---
 {front}

@@ -72,7 +72,14 @@ def plan(request: Request) -> Forecast:
         copied=sizes["copy"],
         workers=workers.workers,
         memory_bytes=max(workers.n_bytes, weigh_bytes),
-        warnings=tuple(dict.fromkeys(w for t in targets for w in find_cautions(evaluation, t))),
+        warnings=tuple(
+            dict.fromkeys(
+                [
+                    *(w for t in targets for w in find_cautions(evaluation, t)),
+                    *(() if request.guide is None else request.guide.cautions),
+                ]
+            )
+        ),
     )
     return Forecast(request, evaluation, targets, workers, group, summary, places)
 

@@ -29,6 +29,7 @@ def describe_target(evaluation: Evaluation, request: Request, target: Target) ->
         "target": shown,
         "estimator": rule.estimator.name,
         **({} if evaluation.chosen is None else {"auto": dict(evaluation.chosen.record)}),
+        **({} if request.guide is None else {"guide": dict(request.guide.record)}),
         "parameters": rule.parameters,
         **({} if rule.gate is None or by_rsq else {"gate": str(rule.gate)}),
         "rsq_threshold": rule.gate.threshold if rule.gate is not None and by_rsq else None,

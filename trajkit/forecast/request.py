@@ -11,6 +11,7 @@ from trajkit.fits.estimators.estimator import Estimator
 from trajkit.fits.estimators.gates import GateRule, parse_gate
 from trajkit.fits.estimators.table import make_estimator
 from trajkit.fits.kept import Fit
+from trajkit.forecast.guidance import Guidance
 from trajkit.kernels.rounding import Rounding
 from trajkit.store.tensors import Source, as_store
 
@@ -52,6 +53,11 @@ class Request:
     force: bool = False
     strict: bool = False
     memory: str | int = DEFAULT_MEMORY_BYTES
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """name pattern -> what the damping of ``damped`` is multiplied by in tensors of such names that
+    are extrapolated; where several match, the last one holds"""
+    guide: Guidance | None = None
+    """what chose the rule, to be written down beside it"""
 
     @classmethod
     def make(
@@ -86,6 +92,8 @@ class Request:
         self.gate_asked()
         if self.max_norm is not None and not 0 < self.max_norm < float("inf"):
             raise InvalidInput(f"max_norm must be a number above 0, not {self.max_norm:g}")
+        if self.factors and self.estimator != "damped":
+            raise InvalidInput(f"factors multiply the damping of damped, not {self.estimator}")
         if self.rounding not in ROUNDINGS:
             choices = ", ".join(ROUNDINGS)
             raise InvalidInput(f"unknown rounding {self.rounding!r}: choose from {choices}")

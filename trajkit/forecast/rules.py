@@ -79,6 +79,23 @@ def assign_rules(
     return assigned
 
 
+def assign_factors(rules: Mapping[str, str], factors: Mapping[str, float]) -> dict[str, float]:
+    """The factors of tensors that are extrapolated, by name; those of factor 1 are left out.
+
+    Args:
+        rules: of every tensor, by name.
+        factors: by pattern, whatever the case of names; where several match, the last one holds.
+
+    >>> assign_factors({"a.mlp": "extrapolate", "a.norm": "copy"}, {"*": 0.5, "*.mlp": 2.0})
+    {'a.mlp': 2.0}
+    """
+    found: dict[str, float] = {}
+    for pattern, factor in factors.items():
+        matched = (n for n, rule in rules.items() if rule == "extrapolate")
+        found |= {n: float(factor) for n in matched if fnmatchcase(n.lower(), pattern)}
+    return {name: factor for name, factor in found.items() if factor != 1}
+
+
 def _nothing_matches(
     pattern: str, tensors: Mapping[str, TensorInfo], tied: Mapping[str, str]
 ) -> str:

@@ -8,7 +8,7 @@ from trajkit.arrays import Array
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.forecast.cap import cap_jumps
-from trajkit.forecast.chunks import ChunkTask, Evaluator, make_tasks, plan_chunks
+from trajkit.forecast.chunks import ChunkTask, Evaluator, Kept, make_tasks, plan_chunks
 from trajkit.forecast.combine import weigh
 from trajkit.forecast.evaluation import Evaluation, resolve
 from trajkit.forecast.request import Request
@@ -22,8 +22,14 @@ class StepValues:
     """A step to come, evaluated when it is read."""
 
     def __init__(
-        self, evaluation: Evaluation, step: int, memory: str | int, max_norm: float | None = None
+        self,
+        evaluation: Evaluation,
+        step: int,
+        memory: str | int,
+        max_norm: float | None = None,
+        kept: Kept | None = None,
     ) -> None:
+        self._kept = kept
         budget = parse_bytes(memory)
         combined = int(evaluation.rule.estimator.combines)
         self._workers, self._group = plan_chunks(
@@ -42,7 +48,10 @@ class StepValues:
         """(first element, bits) of a vector's chunks in order, evaluated by all workers."""
         workers = self._workers.workers
         tasks = make_tasks(self._evaluation.rule, vector, self._group, (self._step,))
-        with Evaluator.of(self._evaluation) as evaluator, ThreadPoolExecutor(workers) as pool:
+        with (
+            Evaluator.of(self._evaluation, self._kept) as evaluator,
+            ThreadPoolExecutor(workers) as pool,
+        ):
 
             def work(task: ChunkTask) -> list[tuple[int, Array]]:
                 pieces: list[tuple[int, Array]] = []

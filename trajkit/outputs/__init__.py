@@ -19,4 +19,5 @@ journal    the file they go to, whole or resumable
 logits     decoding with extrapolated logits
 evaluation  them for lm-evaluation-harness
 generate   verb: responses of a step to come
+guide/     verb: the rule for weights that outputs choose; extrapolate_guided
 """

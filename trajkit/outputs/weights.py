@@ -68,7 +68,7 @@ class StoredWeights:
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         for vector in self.store.vectors.values():
-            yield from _assemble(vector, self._chunks(vector))
+            yield from assemble_tensors(vector, self._chunks(vector))
 
     def _chunks(self, vector: FlatVector) -> Iterator[tuple[int, Array]]:
         """(first element, bits) of each chunk in order, decoded by all cores."""
@@ -151,7 +151,7 @@ class ForecastWeights:
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         for vector in self.store.vectors.values():
-            yield from _assemble(vector, self.values.chunks(vector))
+            yield from assemble_tensors(vector, self.values.chunks(vector))
 
     def side_files(self) -> Mapping[str, bytes]:
         return stored_side_files(self.store, self.values.last)
@@ -230,7 +230,7 @@ def _not_there(store: Store, step: int) -> str:
     return ""
 
 
-def _assemble(
+def assemble_tensors(
     vector: FlatVector, chunks: Iterator[tuple[int, Array]]
 ) -> Iterator[tuple[str, Array]]:
     """Whole tensors from a vector's chunks, which come in order; empty tensors last."""

@@ -16,6 +16,7 @@ from trajkit.checkpoints.series import Series, as_paths, find_series
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.errors import NotFound, TrajkitError
 from trajkit.evidence.kept import check_backtest
+from trajkit.outputs.guide.kept import check_searches
 from trajkit.progress import Finished, Note, Progress, Started, as_subscriber, shows_progress
 from trajkit.store.check import (
     Damage,
@@ -94,6 +95,7 @@ def verify(
         return VerifyResult(False, damage, 0, 0, 0, (), (), 0, time.perf_counter() - started)
     bad = [*check_metadata(opened), *check_sources(opened), *_check_fits(opened)]
     bad += [Damage(line) for line in check_backtest(opened)]
+    bad += [Damage(line) for line in check_searches(opened)]
     bad += _check_outputs(opened)
     budget = parse_bytes(memory)
     progress(Started("verify", opened.raw_bytes))
