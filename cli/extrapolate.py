@@ -160,13 +160,13 @@ def extrapolate_command(
     half of the probes; KL on the other half is reported beside that of holding the last checkpoint.
     """
     if guide is not None:
-        asked = {
+        searching = {
             "budget": guide_budget,
             "depth": guide_depth,
             "share": guide_share,
             "force_guide": force_guide,
         }
-        run_guided(console, steps, out, store, guide, dry_run, asked | guided_options(options))
+        run_guided(console, steps, out, store, guide, dry_run, searching | guided_options(options))
         return
     refuse_guide_options()
     if not steps and not any(options[name] is not None for name in ("alpha",)):

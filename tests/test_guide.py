@@ -35,6 +35,7 @@ from trajkit.outputs.guide.plan import plan_forwards
 from trajkit.outputs.guide.reference import kl_from
 from trajkit.outputs.guide.search import Tried, refine_families, search_rules
 from trajkit.outputs.probes import Probe
+from trajkit.reports.guide_page import read_guide_page
 from trajkit.trajectory import Trajectory
 
 STEPS = (0, 10, 20, 30, 40)
@@ -387,6 +388,34 @@ def test_what_is_kept_is_whole_or_refused(traj: Trajectory, probes: Path) -> Non
         assert any("guide" in str(d) for d in trajkit.verify(traj).bad)
     keep_searches(traj.store, [first])
     assert len(read_searches(traj.store)) == 1
+
+
+def test_the_report_has_the_rules_over_the_horizon(
+    traj: Trajectory, probes: Path, tmp_path: Path
+) -> None:
+    trajkit.report(traj, tmp_path / "before")
+    found = [guide(traj, probes, step) for step in (50, 60)]
+    hostile = found[1].as_json() | {"rule": "<b>x", "refusal": "<i>no"}
+    keep_searches(traj.store, [found[0].as_json(), hostile])
+    trajkit.report(traj, tmp_path / "after", formats=["svg"])
+    page = (tmp_path / "after" / "index.html").read_text()
+    assert '<section id="guide"' in page
+    assert "<b>x" not in page
+    assert "&lt;b&gt;x" in page
+    assert "is 1 of 63 rules" in page
+    assert "Searched for before" in page
+    assert (tmp_path / "after" / "figures" / "guide.svg").exists()
+    summary = json.loads((tmp_path / "after" / "summary.json").read_text())
+    assert [s["step"] for s in summary["guide"]["searches"]][-2:] == [50, 60]
+    last = read_guide_page(traj.store)
+    assert last is not None
+    curves = last.curves()
+    assert [h for h, _ in curves["hold"]] == [5, 10, 15, 20, 25, 30]
+    assert dict(curves["hold"])[20] == found[1].kl_hold
+    (traj.path / "guide" / "zarr.json").write_bytes(b"{}")
+    with pytest.raises(FormatError, match="guide"):
+        trajkit.report(traj, tmp_path / "damaged")
+    keep_searches(traj.store, [found[0].as_json()])
 
 
 def test_the_command_says_what_it_did(traj: Trajectory, probes: Path, tmp_path: Path) -> None:

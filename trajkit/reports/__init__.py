@@ -5,6 +5,7 @@ verify        verb: every byte, and checkpoints on disk
 info          what a store holds
 page, tables  facts and figures put into HTML
 trust         how far lines can be trusted: the backtest
+guide_page    which weights the outputs choose
 evidence      how a run moved, its turns and metrics, in words
 beside        another run set beside it
 findings      its numbers in plain words

@@ -56,6 +56,8 @@ class PageData:
     """lead and content, HTML, of the section on movement"""
     trust: tuple[str, str] | None = None
     """lead and content, HTML, of what the backtest says"""
+    guide: tuple[str, str] | None = None
+    """lead and content, HTML, of the last guided search"""
     beside: tuple[str, str] | None = None
     """lead and content, HTML, of the comparison with another run"""
 
@@ -66,11 +68,16 @@ def build_page(data: PageData) -> str:
     n = data.numbers
     rows = data.table if len(data.table) <= FOLD_ABOVE else fold_table(data.table)
     accounts = build_accounts(n, data.min_distinct, data.min_range)
-    trust = data.figures.get("trust")
+    trust, guide = data.figures.get("trust"), data.figures.get("guide")
     sections = [
         *(
             [_section("trust", "How far it can be trusted", *data.trust, trust)]
             if data.trust
+            else []
+        ),
+        *(
+            [_section("guide", "Which weights the outputs choose", *data.guide, guide)]
+            if data.guide
             else []
         ),
         _section(

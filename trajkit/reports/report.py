@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trajkit.reports.evidence import MovementPage, describe_movement
 from trajkit.reports.figures import NARROW, WIDE, Drawing, check_formats, drawing_style
 from trajkit.reports.findings import Finding, find, number, percent
 from trajkit.reports.gallery import Gallery, choose_elements
+from trajkit.reports.guide_page import ALT, CAPTION, GuidePage, draw_guide, read_guide_page
 from trajkit.reports.markup import escape, inline_svg
 from trajkit.reports.module_plots import draw_drift, draw_modules
 from trajkit.reports.modules import ModuleGrid, arrange_modules
@@ -174,6 +176,7 @@ class _Job:
             metrics = metrics or read_kept_metrics(store)
             self.movement = describe_movement(evidence, metrics)
         self.trust: TrustPage | None = read_trust(store)
+        self.guide: GuidePage | None = read_guide_page(store)
         self.beside = None if other is None else describe_beside(fit, evidence, other, progress)
         progress(Started("report", 8, "figures"))
         pool = "median_rsq_kept" if fit.stats.kept else "median_rsq"
@@ -204,6 +207,7 @@ class _Job:
             min_range=record.asked.min_range,
             movement=self._movement_words(),
             trust=None if self.trust is None else self.trust.html,
+            guide=None if self.guide is None else self.guide.html,
             beside=None if self.beside is None else self.beside.html,
             footer=(
                 f"Made by trajkit {trajkit.__version__} from a fit made by {versions}. Frames "
@@ -228,6 +232,7 @@ class _Job:
             "walk": None if self.walk is None else asdict(self.walk),
             "movement": None if self.movement is None else self.movement.summary,
             "backtest": None if self.trust is None else self.trust.summary,
+            "guide": None if self.guide is None else self.guide.summary,
             "beside": None if self.beside is None else self.beside.summary,
             "modules": [_module_summary(row) for row in self.grid.all_rows],
             "outputs": None if self.outputs is None else self.outputs.numbers,
@@ -268,6 +273,9 @@ class _Job:
         figures = [self._timeline(), self._rsq()]
         if self.movement is not None:
             figures.insert(0, self._movement(self.movement))
+        if (guide := self.guide) is not None:
+            draw = partial(draw_guide, guide)
+            figures.insert(0, _Figure("guide", draw, CAPTION, ALT))
         if self.trust is not None:
             figures.insert(0, _trust_figure(self.trust))
         if self.grid.all_rows:

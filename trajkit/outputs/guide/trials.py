@@ -95,7 +95,7 @@ class Trials:
 
     def tensors(self, rule: GuideRule, step: int) -> Iterator[tuple[str, Array]]:
         """What a rule says of a step, tensor by tensor."""
-        values = StepValues(self.evaluation(rule), step, self.memory_bytes, self._kept)
+        values = StepValues(self.evaluation(rule), step, self.memory_bytes, kept=self._kept)
         for vector in self.store.vectors.values():
             yield from assemble_tensors(vector, values.chunks(vector))
 

@@ -1,0 +1,295 @@
+"""Guided extrapolation beside every other rule, on runs whose later checkpoints are known.
+
+    python examples/guide_table.py --out docs/guide.json \
+        --run 'data/' data/adder-grpo runs/seed1/adder-grpo-heldout \
+        --run 'seed 2' runs/seed2/adder-grpo runs/seed2/adder-grpo-heldout \
+        --run 'learning rate 6e-5' runs/lr6e-5/adder-grpo runs/lr6e-5/adder-grpo-heldout
+    python examples/guide_table.py --table docs/guide.json       # the README's tables, from the numbers
+
+Each run is ingested up to its window's end; what every rule writes for later steps is judged by
+p(correct), the mean probability of the right answer over 1,000 additions, beside the real checkpoint
+of that step. Probes are additions that are not among these, and no rule sees a later checkpoint.
+Responses are sampled from the run's first checkpoint, or are the right answers. 95 % bootstrap
+intervals over the additions; differences are paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from adder import (
+    EVALUATION_SEED,
+    LARGEST,
+    ExtrapolatedLogits,
+    answer_for,
+    answer_log_probabilities,
+    evaluation_pairs,
+    load_model,
+    prompt_for,
+)
+
+import trajkit
+from trajkit.errors import TrajkitError
+
+WINDOWS = (0.5, 1.0, 1.5, 2.5)
+"""horizons, in windows beyond the last checkpoint seen"""
+JUDGED = 1000
+"""additions that every row is judged on"""
+PROBES = (32, 128, 512)
+DRAWS = (1, 2, 3)
+"""seeds of the probes' additions and of the responses to them; the first one's are in the tables"""
+RESAMPLES = 2000
+BOOTSTRAP_SEED = 7
+GRID_ALONE = 71
+"""forwards of a search without curves at other horizons"""
+RULES: Mapping[str, Mapping[str, Any]] = {
+    "hold": {"estimator": "damped", "damping": 0.0, "gate": "none"},
+    "two-point": {"estimator": "two-point"},
+    "anchored, no gate": {"estimator": "anchored", "gate": "none"},
+    "line, no gate": {"estimator": "line", "gate": "none"},
+    "anchored, R² > 0.7 (default)": {"estimator": "anchored", "rsq_threshold": 0.7},
+    "rank-1, from the last": {"estimator": "rank-k-anchored", "rank": 1.0},
+    "best of the backtest": {"estimator": "auto"},
+}
+GUIDED = "guided, 512 own samples"
+Numbers = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, or print the tables of what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", nargs=3, action="append", metavar=("NAME", "SEEN", "LATER"))
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--table", type=Path, help="print the tables of this JSON")
+    options = parser.parse_args()
+    if options.table is not None:
+        print(tables(json.loads(options.table.read_text())))
+        return
+    found: list[Numbers] = []
+    for name, seen, later in options.run:
+        found.append(measure(name, Path(seen), Path(later)))
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(tables(found))
+
+
+def measure(name: str, seen: Path, later: Path) -> Numbers:
+    """Every row at every horizon of one run."""
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        trajkit.ingest(seen, folder / "s.zarr")
+        traj = trajkit.open(folder / "s.zarr")
+        trajkit.fit(traj, rsq_threshold=0.7)
+        trajkit.backtest(traj)
+        first, last = int(traj.steps[0]), int(traj.steps[-1])
+        base, tokenizer = load_model(seen / f"checkpoint-{first}")
+        second, moved = (trajkit.load_model(traj, last, dtype="float32") for _ in range(2))
+        judge = Judge(tokenizer)
+        rows: list[Numbers] = []
+        for windows in WINDOWS:
+            step = last + round(windows * (last - first))
+            alpha = (step - first) / (last - first)
+            p = {"logits": judge(ExtrapolatedLogits(base, second, alpha))}
+            real = later / f"checkpoint-{step}"
+            if real.exists():
+                p["real"] = judge(load_model(real)[0])
+            extra: Numbers = {}
+            for rule, how in RULES.items():
+                trajkit.load_weights(moved, traj, step, **how)
+                p[rule] = judge(moved)
+            for label, probes, search in guides(folder, seen / f"checkpoint-{first}", tokenizer):
+                started = time.perf_counter()
+                found = trajkit.guide(traj, probes, step, **search)
+                seconds = time.perf_counter() - started
+                trajkit.load_weights(moved, traj, step, **found.options)
+                p[label] = judge(moved)
+                extra[label] = {
+                    "rule": found.rule,
+                    "kl": found.kl,
+                    "kl_hold": found.kl_hold,
+                    "kl_anchored": found.kl_anchored,
+                    "kl_two_point": found.kl_two_point,
+                    "kl_choosing": found.choosing.chosen,
+                    "refusal": found.refusal,
+                    "rules": len(found.candidates),
+                    "seconds": round(seconds, 1),
+                }
+            for label, values in p.items():
+                row = {
+                    "windows": windows,
+                    "step": step,
+                    "row": label,
+                    **interval(values),
+                    "minus_logits": interval(values - p["logits"]),
+                    "minus_hold": interval(values - p["hold"]),
+                    **extra.get(label, {}),
+                }
+                rows.append(row)
+                print(
+                    f"{name:20} {step:6} {label:30} {row['p']:.4f}  {row.get('rule', '')}",
+                    flush=True,
+                )
+    return {"run": name, "first": first, "last": last, "judged": JUDGED, "rows": rows}
+
+
+class Judge:
+    """The probability of each right answer under a model, over the additions judged."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.pairs = judged_pairs()
+
+    def __call__(self, model: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+        log_p = answer_log_probabilities(model, self.tokenizer, self.pairs)
+        values: np.ndarray[Any, np.dtype[np.float64]] = log_p.double().exp().numpy()
+        return values
+
+
+def judged_pairs() -> list[tuple[int, int]]:
+    """The additions that are judged."""
+    return evaluation_pairs(JUDGED, EVALUATION_SEED)
+
+
+def guides(folder: Path, base: Path, tokenizer: Any) -> list[tuple[str, Path, Numbers]]:
+    """(row, probe file, options of the search); the files are made once."""
+    found: list[tuple[str, Path, Numbers]] = []
+    for draw in DRAWS:
+        for n in PROBES:
+            for kind in ("own samples", "right answers"):
+                path = folder / f"{kind}-{n}-{draw}.jsonl".replace(" ", "-")
+                if not path.exists():
+                    write_probes(path, base, n, draw, own=kind == "own samples")
+                label = f"guided, {n} {kind}" + (f", draw {draw}" if draw > 1 else "")
+                if draw == 1 or (n == min(PROBES) and kind == "own samples"):
+                    found.append((label, path, {"budget": GRID_ALONE}))
+    families = {"depth": "families", "budget": 100}
+    found.append(("guided by families, 512 own samples", found_path(found), families))
+    return found
+
+
+def found_path(guides: Sequence[tuple[str, Path, Numbers]]) -> Path:
+    """The probes of the row that is in the tables."""
+    return next(path for label, path, _ in guides if label == GUIDED)
+
+
+def write_probes(path: Path, base: Path, n: int, seed: int, *, own: bool) -> None:
+    """One response each to additions that are not judged: the first checkpoint's own, or right."""
+    judged = set(judged_pairs())
+    rest = [
+        pair
+        for a in range(LARGEST + 1)
+        for b in range(LARGEST + 1)
+        if (pair := (a, b)) not in judged
+    ]
+    chosen = random.Random(seed).sample(rest, n)
+    lines = [{"prompt": prompt_for(a, b)} for a, b in chosen]
+    if not own:
+        lines = [
+            line | {"response": answer_for(a, b), "eos": True}
+            for line, (a, b) in zip(lines, chosen, strict=True)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return
+    from trajkit.outputs.models import build_model, load_tokenizer
+    from trajkit.outputs.sampling import Sampling, sample_file
+    from trajkit.outputs.weights import FolderWeights
+
+    prompts = path.with_suffix(".prompts")
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    weights = FolderWeights(base)
+    model = build_model(weights, dtype="float32")
+    sampling = Sampling(temperature=1.0, max_new_tokens=5, seed=seed, batch=128)
+    sample_file(model, load_tokenizer(weights), prompts, path, sampling, {})
+
+
+def interval(values: Any) -> dict[str, float]:
+    """The mean over the additions, and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"p": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def tables(found: Sequence[Numbers]) -> str:
+    """The README's tables: rules, then probes."""
+    return "\n\n".join([*(rule_table(run) for run in found), probe_table(found)])
+
+
+def rule_table(run: Numbers) -> str:
+    """One run: a row a rule, a column a horizon, p(correct) with its interval."""
+    steps = list(dict.fromkeys((r["windows"], r["step"]) for r in run["rows"]))
+    head = "".join(f" +{w:g} windows, {step:,} |" for w, step in steps)
+    lines = [
+        f"| {run['run']}, steps {run['first']} to {run['last']} |{head}",
+        "|---|" + "---|" * len(steps),
+    ]
+    for label in (*RULES, GUIDED, "logits", "real"):
+        cells = [cell_of(run, label, w) for w, _ in steps]
+        lines.append(f"| {shown(label)} | " + " | ".join(cells) + " |")
+    chosen = [row_of(run, GUIDED, w) for w, _ in steps]
+    lines.append(
+        "| the rule that was chosen | " + " | ".join(f"`{r['rule']}`" for r in chosen if r) + " |"
+    )
+    lines.append(
+        "| KL from the logits, of holding's | "
+        + " | ".join(f"{r['kl'] / r['kl_hold']:.2f}" for r in chosen if r)
+        + " |"
+    )
+    return "\n".join(lines)
+
+
+def probe_table(found: Sequence[Numbers]) -> str:
+    """p(correct) of guided weights by the probes that chose, less that of the logits."""
+    labels = [f"guided, {n} {kind}" for kind in ("own samples", "right answers") for n in PROBES]
+    labels.append("guided by families, 512 own samples")
+    columns = [(run, w) for run in found for w in WINDOWS]
+    head = "".join(f" {run['run']}, +{w:g} |" for run, w in columns)
+    lines = [f"| p(correct) less that of the logits |{head}", "|---|" + "---|" * len(columns)]
+    for label in labels:
+        rows = [row_of(run, label, w) for run, w in columns]
+        cells = [f"{signed(r['minus_logits']['p'])}" if r else "" for r in rows]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def row_of(run: Numbers, label: str, windows: float) -> Numbers | None:
+    """One row of the numbers."""
+    return next((r for r in run["rows"] if (r["row"], r["windows"]) == (label, windows)), None)
+
+
+def cell_of(run: Numbers, label: str, windows: float) -> str:
+    """Mean and interval as a cell."""
+    row = row_of(run, label, windows)
+    if row is None:
+        return ""
+    p, low, high = (f"{row[k]:.3f}".removeprefix("0") for k in ("p", "low", "high"))
+    text = f"{p} ({low} to {high})"
+    return f"**{text}**" if label == GUIDED else text
+
+
+def signed(value: float) -> str:
+    """A difference in three digits.
+
+    >>> signed(-0.0123), signed(0.5)
+    ('-.012', '+.500')
+    """
+    return f"{value:+.3f}".replace("0.", ".", 1)
+
+
+def shown(label: str) -> str:
+    """A row's name in the table."""
+    return f"**{label}**" if label == GUIDED else label
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TrajkitError as error:
+        raise SystemExit(str(error)) from error
