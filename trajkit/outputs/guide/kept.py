@@ -12,7 +12,7 @@ from typing import Any
 from trajkit.disk import canonical_json, disk_errors, read_file, replace_file
 from trajkit.errors import FormatError, NotFound
 from trajkit.store.documents import group_document
-from trajkit.store.lock import StoreLock
+from trajkit.store.lock import ResultsLock
 from trajkit.store.store import Store
 
 FORMAT = "trajkit-guide"
@@ -36,7 +36,7 @@ def keep_searches(store: Store, searches: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         Locked: another writer holds the store. StorageError: it cannot be written.
     """
-    with StoreLock(store.path):
+    with ResultsLock(store.path):
         try:
             before = read_searches(store)
         except (NotFound, FormatError):
