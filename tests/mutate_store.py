@@ -34,6 +34,8 @@ from store_series import any_bits, drift, write_checkpoint
 
 import trajkit
 from trajkit.errors import TrajkitError
+from trajkit.evidence.backtest import backtest
+from trajkit.evidence.movement import measure_evidence
 from trajkit.reports.info import describe_store
 from trajkit.store.store import Store
 
@@ -64,10 +66,16 @@ def make_store(folder: Path) -> Path:
     }
     for step, state in zip(STEPS, drift(rng, first, len(STEPS)), strict=True):
         place = folder / "ckpts" / f"checkpoint-{step}"
-        write_checkpoint(place, state, 2, {"format": "pt"}, config={"architectures": ["X"]})
+        history = [{"step": s, "reward": s / 9, "loss": 1 / s} for s in range(1, step, 4)]
+        write_checkpoint(
+            place, state, 2, {"format": "pt"}, config={"architectures": ["X"]},
+            trainer_state={"log_history": history},
+        )  # fmt: skip
     store = folder / "store"
     trajkit.ingest(folder / "ckpts", store, keyframes=3)
     trajkit.fit(str(store), keep_sums=True)
+    backtest(store)
+    measure_evidence(store)
     return store
 
 
@@ -123,6 +131,7 @@ class Mutant:
             *([self.table] * 2),
             *([self.source] * 5),
             *([self.fit] * 4),
+            *([self.kept] * 4),
             *([self.shard] * 3),
             *(
                 self.array_metadata,
@@ -242,6 +251,17 @@ class Mutant:
                 ]
             )
         )
+
+    def kept(self) -> None:
+        """The backtest, the evidence or the metrics."""
+        name = self.draw.choice(["backtest", "evidence", "metrics"])
+        self.what += f" {name}"
+        document = self.read(f"{name}/zarr.json")
+        document["attributes"] = attributes = self.change(document["attributes"])
+        if isinstance(attributes, dict):
+            attributes.pop("sha256", None)
+            attributes["sha256"] = sha256(dump(attributes))
+        (self.path / name / "zarr.json").write_bytes(dump(document))
 
     def fit(self) -> None:
         path = self.path / "fits" / "default" / "zarr.json"
@@ -443,8 +463,13 @@ def run_commands(mutant: Mutant, originals: Path, thorough: bool) -> int:
     def fit() -> None:
         trajkit.fit(str(path))
 
+    def auto() -> None:
+        trajkit.extrapolate(str(path), 60, box / "auto", estimator="auto")
+
     commands = [info, verify, read, restore, extrapolate, two_point]
-    if thorough or mutant.what.startswith(("fit", "parquet")):
+    if mutant.what.startswith("kept"):
+        commands.append(auto)
+    if thorough or mutant.what.startswith(("fit", "parquet", "kept")):
         commands.append(report)
     good = 0
     for command in (*commands, fit):
@@ -473,7 +498,7 @@ def check_restored(found: Path, original: Path) -> None:
 
 def check_box(box: Path, canary: bytes) -> None:
     """Nothing lies beside what the commands were to write."""
-    allowed = {"store", "restored", "made", "pair", "report", "canary"}
+    allowed = {"store", "restored", "made", "pair", "auto", "report", "canary"}
     found = {p.name for p in box.iterdir()}
     if not found <= allowed:
         raise WrongError(f"written outside: {sorted(found - allowed)}")

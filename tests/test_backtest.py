@@ -274,16 +274,46 @@ def test_a_record_that_does_not_add_up_is_refused(tmp_path: Path, adder_store: P
     file = path / "backtest" / "zarr.json"
     good = json.loads(file.read_bytes())["attributes"]
     del good["sha256"]
+    choice = good["best"][0]
     changes: list[dict[str, Any]] = [
         {"horizons": [2**70]}, {"horizons": []}, {"best": None}, {"ratio": {"a": ["x"]}},
-        {"trust_horizon": "far"}, {"origins": [-1]}, {"ratio": []}, {"coverage": [1]},
+        {"trust_horizon": "far"}, {"origins": [-(2**70)]}, {"ratio": []}, {"coverage": [1]},
+        {"defaults": ["none such"]}, {"frames_digest": "x"}, {"ratio": {"\x1b[2J": [0.5]}},
+        *({"best": [choice | {name: value}] * len(good["best"])} for name, value in (
+            ("honest_ratio", "x"), ("ratio", [1]), ("damping", None), ("damping", 10**400),
+            ("rule", "a\nb"), ("parameter", "x"), ("gate", 7), ("horizon", 10**400),
+            ("estimator", None),
+        )),
     ]  # fmt: skip
     for change in changes:
         attributes = {**good, **change}
         attributes["sha256"] = hashlib.sha256(canonical_json(attributes)).hexdigest()
         file.write_bytes(canonical_json(group_document(attributes)))
-        with pytest.raises(FormatError, match="trajkit backtest again"):
+        with pytest.raises(FormatError, match="trajkit backtest again") as raised:
             read_backtest(Store.open(path))
+        assert str(raised.value).isprintable()
+        (damage,) = trajkit.verify(path).bad
+        assert damage.what.isprintable()
+
+
+def test_what_somebody_else_keeps_there_is_not_deleted(tmp_path: Path, adder_store: Path) -> None:
+    path = shutil.copytree(adder_store, tmp_path / "s.zarr")
+    backtest(path, origins=2)
+    thesis = path / "backtest" / "thesis.txt"
+    thesis.write_text("mine")
+    with pytest.raises(FormatError, match=r"thesis\.txt: trajkit did not write this"):
+        backtest(path, origins=2)
+    assert thesis.read_text() == "mine"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(path / "backtest", elsewhere)
+    (path / "backtest").symlink_to(elsewhere)
+    with pytest.raises(FormatError, match="symbolic link"):
+        backtest(path, origins=2)
+    assert sorted(p.name for p in elsewhere.iterdir()) == [
+        "tensors.json.gz",
+        "thesis.txt",
+        "zarr.json",
+    ]
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_auto_writes_what_the_backtest_chose(tmp_path: Path) -> None:
         why = json.loads((auto / "trajkit.json").read_text())
         assert why["auto"]["rule"] == candidate.name
         assert why["estimator"] == candidate.estimator
-    for broken in ("x", 0.5, 0, [1], 10**400):
+    for broken in (0.5, 0, -1, 1e300):
         choice = {**choice, "parameter": broken}
         commit_backtest(Store.open(store), record | {"best": [choice] * len(record["best"])}, rows)
         assert read_backtest(Store.open(store)).record["best"][0]["parameter"] == broken

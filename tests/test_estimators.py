@@ -234,7 +234,7 @@ def test_auto_holds_where_holding_is_best(tmp_path: Path) -> None:
     assert result.moved == 0
     bits = next(iter(read(tmp_path / "out").values()))
     assert bits.tobytes() == trajkit.open(store.path).read("w", AXIS[-1]).tobytes()
-    broken = [{**c, "gate": 7, "estimator": "damped", "damping": "x"} for c in record["best"]]
+    broken = [{**c, "gate": "7", "estimator": "damped", "damping": 9.0} for c in record["best"]]
     commit_backtest(store, record | {"best": broken}, [{"tensor": "w", "horizon": 1}])
     with pytest.raises(FormatError, match="run trajkit backtest again"):
         trajkit.extrapolate(store, 160, tmp_path / "no", estimator="auto")

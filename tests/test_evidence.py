@@ -1,8 +1,11 @@
 """Evidence from files: the streamed Gram matrix against numpy, metrics, the record, the commands."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,15 +17,18 @@ from series_on_disk import rounded, write_values
 import trajkit
 from trajkit.checkpoints.metrics import Metrics, read_metrics, read_trainer_state
 from trajkit.cli.main import cli
+from trajkit.disk import canonical_json
 from trajkit.errors import FormatError, InvalidInput, NotFound, Unsupported
 from trajkit.evidence.beside import compare_drifts
 from trajkit.evidence.gram import choose_frames
 from trajkit.evidence.metrics import judge_metric, judge_metrics
 from trajkit.evidence.movement import find_evidence, measure_evidence, read_evidence
 from trajkit.fits.window import choose_window
+from trajkit.progress import silent
 from trajkit.reports.report import report
 from trajkit.stats.gram import describe_gram
-from trajkit.store.metrics import read_kept_metrics
+from trajkit.store.documents import group_document
+from trajkit.store.metrics import keep_metrics, read_kept_metrics
 from trajkit.store.store import Store
 
 
@@ -99,7 +105,8 @@ def test_the_record_is_kept_checked_and_measured_again(tmp_path: Path) -> None:
         read_evidence(store)
     found = measure_evidence(store)
     path = store.path / "evidence" / "zarr.json"
-    assert json.loads(json.dumps(read_evidence(store).document())) == json.loads(path.read_bytes())
+    assert read_evidence(store).document() == path.read_bytes()
+    assert trajkit.verify(store.path).ok
     before = path.stat().st_mtime_ns
     assert find_evidence(store, (0, 1, 2, 3, 4)).frames_digest == found.frames_digest
     assert path.stat().st_mtime_ns == before
@@ -107,9 +114,109 @@ def test_the_record_is_kept_checked_and_measured_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"growth"', b'"grouth"'))
     with pytest.raises(FormatError, match="trajkit evidence again"):
         read_evidence(store)
+    assert not trajkit.verify(store.path).ok
+    assert find_evidence(store, (1, 2, 3)).steps == (1, 2, 3)  # measured and kept anew
     assert trajkit.verify(store.path).ok
     with pytest.raises(InvalidInput, match="3 checkpoints"):
         measure_evidence(store, to_step=1)
+
+
+def seal(path: Path, attributes: dict[str, Any]) -> None:
+    """Write a record as an attacker would: its digest right."""
+    attributes.pop("sha256", None)
+    attributes["sha256"] = hashlib.sha256(canonical_json(attributes)).hexdigest()
+    path.write_bytes(canonical_json(group_document(attributes)))
+
+
+def test_records_from_elsewhere_are_checked_field_by_field(tmp_path: Path) -> None:
+    values = np.random.default_rng(2).normal(size=(5, 20))
+    store = store_of(tmp_path, [0, 1, 2, 3, 4], values)
+    measure_evidence(store)
+    path = store.path / "evidence" / "zarr.json"
+    good = json.loads(path.read_bytes())["attributes"]
+    overall = good["overall"]
+    turn = {"step": 2, "p_value": 0.001, "cosine": 0.1, "speed_ratio": 1.0}
+    changes: list[dict[str, Any]] = [
+        {"steps": [0, 1, 1, 3, 4]}, {"steps": [0, 1]}, {"steps": [0, 1, 2, 3, 10**400]},
+        {"seconds": 10**400}, {"frames_digest": "\x1b[2J"}, {"modules": []}, {"overall": None},
+        {"version": 2}, {"format": "x\ny"}, {"modules": {"a": {}}},
+        *({"overall": overall | change} for change in (
+            {"speed": ["x"] * 4}, {"speed": [float("nan")] * 4}, {"changed": [0.5]},
+            {"cosine": [2.0] * 4}, {"growth": "\x1b"}, {"linear_from": 0.5}, {"net_squared": 10**400},
+            {"breaks": [turn | {"cosine": "x"}]}, {"breaks": [turn | {"step": 2**70}]},
+            {"breaks": 5}, {"elements": -1},
+        )),
+    ]  # fmt: skip
+    for change in changes:
+        seal(path, {**good, **change})
+        with pytest.raises(FormatError, match="trajkit evidence again") as raised:
+            read_evidence(store)
+        assert str(raised.value).isprintable(), change
+        (damage,) = trajkit.verify(store.path).bad
+        assert damage.what == str(raised.value)
+    seal(path, {**good, "overall": overall | {"breaks": [turn]}})
+    assert trajkit.verify(store.path).ok
+    path.write_bytes(path.read_bytes() + b" ")  # outside of the digest
+    assert not trajkit.verify(store.path).ok
+
+
+def test_damaged_or_missing_records_are_one_line_of_verify(tmp_path: Path) -> None:
+    values = np.random.default_rng(2).normal(size=(5, 20))
+    ckpts = write_values(tmp_path / "ckpts", [0, 1, 2, 3, 4], values, "float32")
+    (folder,) = Path(ckpts).glob("*4")
+    history = [{"step": s, "reward": s / 10} for s in range(5)]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    trajkit.ingest(ckpts, tmp_path / "s.zarr")
+    store = Store.open(tmp_path / "s.zarr")
+    measure_evidence(store)
+    assert read_kept_metrics(store) is not None
+    assert trajkit.verify(store.path).ok
+    for name in ("evidence", "metrics"):
+        path = store.path / name / "zarr.json"
+        whole = path.read_bytes()
+        for at in range(0, len(whole), 29):  # any byte
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            assert len(trajkit.verify(store.path).bad) == 1, (name, at)
+        contents: list[bytes] = [b"", b"[" * 5000, b"{}", whole[:-9], b'{"attributes": [1]}']
+        for content in contents:
+            path.write_bytes(content)
+            (damage,) = trajkit.verify(store.path).bad
+            assert damage.what.isprintable()
+            assert str(path) in damage.what
+        path.unlink()
+        os.mkfifo(path)
+        assert len(trajkit.verify(store.path).bad) == 1
+        path.unlink()
+        assert len(trajkit.verify(store.path).bad) == 1
+        path.write_bytes(whole)
+        assert trajkit.verify(store.path).ok
+    path = store.path / "metrics" / "zarr.json"
+    good = json.loads(path.read_bytes())["attributes"]
+    for curves in ({"a": [[0]]}, {"a": [["x", 1]]}, {"a": [[1, "\x1b"]]}, [], {"a": 3}):
+        seal(path, {**good, "curves": curves})
+        assert read_kept_metrics(store) is None
+        (damage,) = trajkit.verify(store.path).bad
+        assert damage.what.isprintable()
+
+
+@pytest.mark.parametrize("name", ["evidence", "metrics"])
+def test_records_are_not_written_through_links(tmp_path: Path, name: str) -> None:
+    values = np.random.default_rng(2).normal(size=(5, 20))
+    store = store_of(tmp_path / "run", [0, 1, 2, 3, 4], values)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "zarr.json").write_text("mine")
+    (store.path / name).symlink_to(elsewhere)
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 1, "a": 1}]}')
+
+    def write() -> object:
+        if name == "evidence":
+            return measure_evidence(store)
+        return keep_metrics(store, [tmp_path], silent)
+
+    with pytest.raises(FormatError, match="symbolic link"):
+        write()
+    assert (elsewhere / "zarr.json").read_text() == "mine"
 
 
 def test_drifts_of_two_runs_are_compared(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
 They say along which few directions a run has moved (:mod:`trajkit.stats.combinations`). Deltas are
 float32 (float64 for float64), products of 256 elements by BLAS, their sums float64, in one order
 whatever the budget and the number of workers. Elements that were NaN or Inf anywhere in the window
-count as not moving, and those of float64 that move by more than 1e150.
+count as not moving, and those of float64 that move by more than 1e140.
 
 Axis letters: T checkpoints, C elements a chunk, S elements of a chunk in work at once.
 """

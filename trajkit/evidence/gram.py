@@ -97,7 +97,7 @@ def plan_gram(vector: FlatVector, n_looked: int, n_frames: int, budget: int) -> 
     return plan_batch("evidence", count_workers(), *batches, bytes_a_worker, budget)
 
 
-LARGEST_CHANGE = 1e150
+LARGEST_CHANGE = 1e140
 """elements of float64 that change by more are left out: their squares would leave float64"""
 
 

@@ -8,19 +8,27 @@ It is written beside its place and exchanged, so that it is there whole or not a
 
 import hashlib
 import io
-import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trajkit.checkpoints.parse import parse_json, unzip
-from trajkit.disk import canonical_json, disk_errors, exchange, replace_file, sync_directory
-from trajkit.errors import FormatError, NotFound
+from trajkit.checkpoints.parse import Node, parse_json, unzip
+from trajkit.disk import (
+    disk_errors,
+    exchange,
+    read_file,
+    refuse_links,
+    replace_file,
+    sync_directory,
+)
+from trajkit.errors import FormatError, NotFound, StorageError
 from trajkit.fits.dataframe import import_polars
+from trajkit.fits.fields import LARGEST_STEP
 from trajkit.fits.table import MAX_BYTES, pack_columns
-from trajkit.store.documents import group_document
+from trajkit.store.signed import LARGEST_RECORD, read_signed, signed_document
 from trajkit.store.store import Store
 from trajkit.text import shown
 
@@ -33,7 +41,6 @@ FOLDER = "backtest"
 TABLE = "tensors.json.gz"
 EARLIER_TABLE = "tensors.parquet"
 """what an earlier trajkit kept, and this one reads"""
-_MAX_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +131,24 @@ def describe_trust(trusted: int, horizons: Sequence[int]) -> str:
 def commit_backtest(
     store: Store, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> Backtest:
-    """Put a backtest into the store, in place of an earlier one; the lock must be held."""
+    """Put a backtest into the store, in place of an earlier one; the lock must be held.
+
+    Raises:
+        FormatError: something that trajkit did not write lies in the place. StorageError: the disk
+            refused.
+    """
     names = list(rows[0]) if rows else []
     table = pack_columns({name: [row[name] for row in rows] for name in names})
     target = store.path / FOLDER
     part = store.path / f".{FOLDER}.part"
     with disk_errors(target):
+        _refuse_others(store.path, target)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
             replace_file(part / TABLE, table)
-            attributes = {"format": FORMAT, "version": VERSION, **record}
-            attributes["table_sha256"] = hashlib.sha256(table).hexdigest()
-            attributes["sha256"] = hashlib.sha256(canonical_json(attributes)).hexdigest()
-            replace_file(part / "zarr.json", canonical_json(group_document(attributes)))
+            fields = {**record, "table_sha256": hashlib.sha256(table).hexdigest()}
+            replace_file(part / "zarr.json", signed_document(FORMAT, VERSION, fields))
             if not target.exists():
                 part.rename(target)
             elif not exchange(part, target):
@@ -149,59 +160,87 @@ def commit_backtest(
     return read_backtest(store)
 
 
+def _refuse_others(root: Path, target: Path) -> None:
+    """Raise where the place holds what trajkit did not write: it would be deleted."""
+    refuse_links(root, target)
+    if not target.exists():
+        return
+    own = {"zarr.json", TABLE, EARLIER_TABLE}
+    other = next((p for p in sorted(target.iterdir()) if p.name not in own), None)
+    if other is not None:
+        raise FormatError(f"{shown(other)}: trajkit did not write this; move it out of the store")
+
+
 def read_backtest(store: Store) -> Backtest:
     """The backtest kept in a store.
 
     Raises:
-        NotFound: there is none. FormatError: it is damaged.
+        NotFound: there is none. FormatError: it is damaged, or not what trajkit writes.
     """
     path = store.path / FOLDER
-    file = path / "zarr.json"
-    if not file.is_file():
-        raise NotFound(f"{store.path}: no backtest yet; make one with 'trajkit backtest'")
-    content = _read(file)
     try:
-        attributes = dict(json.loads(content)["attributes"])
-        digest = attributes.pop("sha256")
-        intact = hashlib.sha256(canonical_json(attributes)).hexdigest() == digest
-        intact = intact and attributes.pop("format") == FORMAT
-        intact = intact and attributes.pop("version") == VERSION and _adds_up(attributes)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
-        raise FormatError(f"{file}: damaged, or of another version; run trajkit backtest again")
-    return Backtest(path, attributes)
+        record = read_signed(path, FORMAT, VERSION)
+        if record is not None:
+            return Backtest(path, _checked(record))
+    except FormatError as error:
+        raise FormatError(f"{error}; run trajkit backtest again") from None
+    raise NotFound(f"{store.path}: no backtest yet; make one with 'trajkit backtest'")
 
 
-def _adds_up(record: Mapping[str, Any]) -> bool:
-    """Whether a record has the shape that everything else relies on."""
-    horizons, best, ratios = record["horizons"], record["best"], record["ratio"]
+def _checked(record: Node) -> Mapping[str, Any]:
+    """The record, every field of the type that everything else relies on."""
+    horizons = record["horizons"].wholes(1, LARGEST_STEP)
     n = len(horizons)
-    whole = [*horizons, *record["origins"], record["trust_horizon"]]
-    return (
-        0 < n == len(best) == len(record["coverage"])
-        and all(type(x) is int and 0 <= x < 2**53 for x in whole)
-        and all(isinstance(name, str) and len(row) == n for name, row in ratios.items())
-        and all(x is None or isinstance(x, float) for row in ratios.values() for x in row)
-        and all(isinstance(choice["rule"], str) and choice["horizon"] >= 0 for choice in best)
-        and isinstance(record["frames_digest"], str)
-    )
+    if not n:
+        raise record["horizons"].refuse("horizons")
+    for name in ("steps", "origins"):
+        record[name].wholes(-LARGEST_STEP, LARGEST_STEP)
+    for forecast in record["forecasts"].items():
+        for name in ("origin", "target", "horizon"):
+            forecast[name].whole(-LARGEST_STEP, LARGEST_STEP)
+    record["trust_horizon"].whole(0, LARGEST_STEP)
+    record["frames_digest"].digest(32)
+    record["table_sha256"].digest(64)
+    ratios = dict(record["ratio"].entries())
+    for name, row in ratios.items():
+        Node(name, row.file, "ratio").text()
+        _check_numbers(row.items(n))
+    for default in record["defaults"].items():
+        default.one_of(ratios)
+    for choice in record["best"].items(n):
+        choice["horizon"].whole(1, LARGEST_STEP)
+        choice["rule"].text()
+        choice["estimator"].text()
+        choice["damping"].number()
+        _check_numbers(choice.get(name) for name in ("ratio", "honest_ratio", "parameter"))
+        gate = choice.get("gate")
+        if gate is not None:
+            gate.text()
+    for covered in record["coverage"].items(n):
+        _check_numbers(covered.get(kind) for kind in ("iid", "walk"))
+    own = {"format", "version", "sha256"}
+    return {name: value for name, value in record.value.items() if name not in own}
+
+
+def _check_numbers(nodes: Iterable[Node | None]) -> None:
+    """Raise unless each is a finite number, or null."""
+    for node in nodes:
+        if node is not None and node.value is not None:
+            node.number()
 
 
 def _read(path: Path) -> bytes:
     """A file's content, if it is a regular one of bearable size."""
     try:
-        if path.is_file() and path.stat().st_size <= _MAX_BYTES:
-            return path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from error
-    raise FormatError(f"{path}: missing, or not a file that trajkit wrote")
+        return read_file(path, LARGEST_RECORD)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FormatError(f"{path}: missing, or not a file that trajkit wrote") from None
 
 
 def check_backtest(store: Store) -> Iterator[str]:
     """One line for every damaged thing in a store's backtest; none where there is no backtest."""
-    if (store.path / FOLDER).exists():
+    if os.path.lexists(store.path / FOLDER):
         try:
             read_backtest(store).table_bytes()
-        except (FormatError, NotFound) as error:
+        except (FormatError, NotFound, StorageError) as error:
             yield str(error)

@@ -5,21 +5,20 @@
 One record a store: of the window asked for last.
 """
 
-import hashlib
-import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 import trajkit
 from trajkit.arrays import Array
+from trajkit.checkpoints.parse import Node
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
-from trajkit.disk import canonical_json, disk_errors, replace_file
 from trajkit.errors import FormatError, InvalidInput, Locked, NotFound, StorageError
 from trajkit.evidence.gram import (
     GroupMovement,
@@ -28,18 +27,20 @@ from trajkit.evidence.gram import (
     measure_grams,
     plan_gram,
 )
+from trajkit.fits.fields import LARGEST_STEP
 from trajkit.fits.window import Window, choose_window, window_digest
 from trajkit.progress import Finished, Progress, Started, silent
 from trajkit.stats.gram import describe_gram
 from trajkit.stats.turning import find_breaks, linear_regime
-from trajkit.store.documents import group_document
 from trajkit.store.lock import ResultsLock
+from trajkit.store.signed import parse_signed, read_signed, signed_document, write_signed
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
 from trajkit.text import format_bytes, format_rate, parse_bytes
 
 FORMAT = "trajkit-evidence"
-_LARGEST_RECORD = 1 << 26
+VERSION = 1
+FOLDER = "evidence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,10 @@ class Evidence:
         """The training step at which the longest piece without a turn begins."""
         return int(self.overall["linear_from"])
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> bytes:
         """The group's ``zarr.json``, its own digest included."""
-        attributes = {"format": FORMAT, "version": 1, **asdict(self)}
-        attributes["made_by"] = f"trajkit {trajkit.__version__}"
-        attributes["sha256"] = hashlib.sha256(canonical_json(attributes)).hexdigest()
-        return group_document(attributes)
+        fields = {**asdict(self), "made_by": f"trajkit {trajkit.__version__}"}
+        return signed_document(FORMAT, VERSION, fields)
 
 
 def measure_evidence(
@@ -130,7 +129,7 @@ def _measure(store: Store, window: Window, memory: str | int, progress: Progress
         time.perf_counter() - started,
     )
     progress(Finished(f"{format_bytes(raw_bytes)} at {format_rate(raw_bytes, record.seconds)}"))
-    return _parse(store.path / "evidence" / "zarr.json", canonical_json(record.document()))
+    return _parse(parse_signed(store.path / FOLDER, record.document(), FORMAT, VERSION))
 
 
 def _describe(part: GroupMovement, steps: Array) -> dict[str, Any]:
@@ -152,10 +151,8 @@ def _describe(part: GroupMovement, steps: Array) -> dict[str, Any]:
 
 
 def _keep(store: Store, record: Evidence) -> None:
-    folder = store.path / "evidence"
-    with ResultsLock(store.path), disk_errors(folder):
-        folder.mkdir(exist_ok=True)
-        replace_file(folder / "zarr.json", canonical_json(record.document()))
+    with ResultsLock(store.path):
+        write_signed(store.path, FOLDER, record.document())
 
 
 def read_evidence(store: Store) -> Evidence:
@@ -164,64 +161,64 @@ def read_evidence(store: Store) -> Evidence:
     Raises:
         NotFound: there is none. FormatError: it is damaged, or not what trajkit writes.
     """
-    path = store.path / "evidence" / "zarr.json"
-    return _parse(path, _content(path))
-
-
-def _parse(path: Path, content: bytes) -> Evidence:
-    """The record in a ``zarr.json``; raises :class:`FormatError` where it is not one."""
     try:
-        attributes = json.loads(content)["attributes"]
-        digest = attributes.pop("sha256")
-        intact = hashlib.sha256(canonical_json(attributes)).hexdigest() == digest
-        record = Evidence(
-            tuple(int(s) for s in attributes["steps"]),
-            str(attributes["frames_digest"]),
-            attributes["overall"],
-            attributes["modules"],
-            float(attributes["seconds"]),
-        )
-        checked = intact and attributes["format"] == FORMAT
-        parts = [record.overall, *record.modules.values()]
-        checked = checked and all(_adds_up(p, len(record.steps) - 1) for p in parts)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(
-            f"{path}: not readable ({error!r}); run trajkit evidence again"
-        ) from error
-    if not checked:
-        raise FormatError(f"{path}: damaged; run trajkit evidence again")
-    return record
+        record = read_signed(store.path / FOLDER, FORMAT, VERSION)
+        if record is not None:
+            return _parse(record)
+    except FormatError as error:
+        raise FormatError(f"{error}; run trajkit evidence again") from None
+    raise NotFound(f"{store.path}: no evidence yet; run trajkit evidence")
 
 
-def _adds_up(part: Mapping[str, Any], n_changes: int) -> bool:
-    """Whether one group's figures have the form in which they are written."""
+def check_evidence(store: Store) -> Iterator[str]:
+    """One line where a store's evidence is not as it was written; none where there is none."""
+    if os.path.lexists(store.path / FOLDER):
+        try:
+            read_evidence(store)
+        except (FormatError, NotFound, StorageError) as error:
+            yield str(error)
 
-    def number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
 
-    columns = [part["changed"], part["speed"], [c or 0.0 for c in part["cosine"]]]
-    single = ("successive_cosine", "net_over_path", "growth", "drift_part", "first_component")
-    return (
-        all(len(c) == n_changes and all(map(number, c)) for c in columns)
-        and all(part[name] is None or number(part[name]) for name in single)
-        and all(number(part[n]) for n in ("elements", "net_squared", "linear_from", "linear_to"))
-        and number(part["walk_first_component"])
-        and all(number(b["step"]) and number(b["p_value"]) for b in part["breaks"])
-        and all(
-            b[n] is None or number(b[n]) for b in part["breaks"] for n in ("cosine", "speed_ratio")
-        )
+def _parse(record: Node) -> Evidence:
+    """The record, every field of the type that everything else relies on."""
+    steps = record["steps"].wholes(-LARGEST_STEP, LARGEST_STEP)
+    if len(steps) < 3 or any(b <= a for a, b in pairwise(steps)):
+        raise record["steps"].refuse("three ascending training steps or more")
+    modules = dict(record["modules"].entries())
+    for part in (record["overall"], *modules.values()):
+        _check_part(part, len(steps) - 1)
+    return Evidence(
+        steps,
+        record["frames_digest"].digest(32),
+        record["overall"].value,
+        {name: part.value for name, part in modules.items()},
+        record["seconds"].number(0),
     )
 
 
-def _content(path: Path) -> bytes:
-    if path.is_symlink() or not path.is_file():
-        raise NotFound(f"{path.parent.parent}: no evidence yet; run trajkit evidence")
-    try:
-        if path.stat().st_size > _LARGEST_RECORD:
-            raise FormatError(f"{path}: too large for a record")
-        return path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror or error}") from error
+def _check_part(part: Node, n_changes: int) -> None:
+    """Raise unless one group's figures have the form in which they are written."""
+    for name in ("changed", "speed"):
+        for value in part[name].items(n_changes):
+            value.number(0)
+    for value in part["cosine"].items(n_changes):
+        if value.value is not None:
+            value.number(-1, 1)
+    single = ("successive_cosine", "net_over_path", "growth", "drift_part", "first_component")
+    for name in single:
+        if (figure := part.get(name)) is not None:
+            figure.number()
+    part["walk_first_component"].number(0, 1)
+    part["net_squared"].number()
+    part["elements"].whole()
+    for name in ("linear_from", "linear_to"):
+        part[name].whole(-LARGEST_STEP, LARGEST_STEP)
+    for found in part["breaks"].items():
+        found["step"].whole(-LARGEST_STEP, LARGEST_STEP)
+        found["p_value"].number(0, 1)
+        for name in ("cosine", "speed_ratio"):
+            if (figure := found.get(name)) is not None:
+                figure.number()
 
 
 def find_evidence(

@@ -91,12 +91,12 @@ def mapping(key: Check, value: Check, most: int) -> Check:
     return check
 
 
-def sequence(item: Check, most: int) -> Check:
-    """A list of at most so many items, as a tuple."""
+def sequence(item: Check, most: int, least: int = 0) -> Check:
+    """A list of so many items, as a tuple."""
 
     def check(document: Any) -> tuple[Any, ...]:
-        if not isinstance(document, list) or len(document) > most:
-            raise ValueError(f"a list of {most} items at most")
+        if not isinstance(document, list) or not least <= len(document) <= most:
+            raise ValueError(f"a list of {least} to {most} items")
         return tuple(item(v) for v in document)
 
     return check

@@ -242,7 +242,7 @@ _CHECKS: dict[str, Check] = {
     "frames_read": _count,
     "digests": mapping(_word, hexadecimal(32), 1000),
     "paper": optional(_scalars),
-    "null_rsq": optional(sequence(number(0, 1), 1000)),
+    "null_rsq": optional(sequence(number(0, 1), 1000, 1000)),
     "arrays": optional(text(ARRAYS_FOLDER, "the name of a folder of arrays")),
 }
 """what each field may be"""

@@ -16,6 +16,7 @@ from trajkit.checkpoints.series import Series, as_paths, find_series
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.errors import NotFound, TrajkitError
 from trajkit.evidence.kept import check_backtest
+from trajkit.evidence.movement import check_evidence
 from trajkit.outputs.guide.kept import check_searches
 from trajkit.progress import Finished, Note, Progress, Started, as_subscriber, shows_progress
 from trajkit.store.check import (
@@ -26,6 +27,7 @@ from trajkit.store.check import (
     check_vector,
 )
 from trajkit.store.compare import Compared, compare
+from trajkit.store.metrics import check_kept_metrics
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
 from trajkit.text import format_bytes, format_rate, parse_bytes
@@ -69,7 +71,9 @@ def verify(
     memory: str | int = DEFAULT_MEMORY_BYTES,
     progress: Progress | bool = False,
 ) -> VerifyResult:
-    """Check a store whole: metadata, chunks, digests, side files and fits.
+    """Check a store whole: metadata, chunks, digests, side files, and all that was made of them.
+
+    That is fits, outputs, the backtest, the evidence and the metrics.
 
     Args:
         store: the run: a store's path, a store, or a trajectory.
@@ -94,8 +98,8 @@ def verify(
         damage = (Damage(str(error)),)
         return VerifyResult(False, damage, 0, 0, 0, (), (), 0, time.perf_counter() - started)
     bad = [*check_metadata(opened), *check_sources(opened), *_check_fits(opened)]
-    bad += [Damage(line) for line in check_backtest(opened)]
-    bad += [Damage(line) for line in check_searches(opened)]
+    for check in (check_backtest, check_evidence, check_kept_metrics, check_searches):
+        bad += [Damage(line) for line in check(opened)]
     bad += _check_outputs(opened)
     budget = parse_bytes(memory)
     progress(Started("verify", opened.raw_bytes))

@@ -7,6 +7,7 @@ walk        one chunk at every checkpoint, in order
 rows        one row written chunk after chunk
 native      chunks read by compiled code
 documents   JSON documents spelled one way
+signed      a record that is kept beside the checkpoints, with its own digest
 commit      what one atomic replace makes true
 store       the store, opened for reading
 stream      a checkpoint's tensors, one after another

@@ -5,7 +5,6 @@ metrics/journal        what was logged since, a line a step: crc32 in hex, a spa
                        ``step``; a line that was cut short or damaged is passed over
 """
 
-import hashlib
 import json
 import os
 import zlib
@@ -14,22 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from trajkit.checkpoints.metrics import LARGEST_BYTES, Metrics, read_trainer_state
-from trajkit.disk import (
-    canonical_json,
-    disk_errors,
-    read_file,
-    refuse_links,
-    replace_file,
-    sync_directory,
-    write_all,
-)
-from trajkit.errors import FormatError, TrajkitError
+from trajkit.disk import disk_errors, read_file, refuse_links, sync_directory, write_all
+from trajkit.errors import FormatError, InvalidInput, StorageError, TrajkitError
 from trajkit.progress import Note, Progress
-from trajkit.store.documents import group_document
 from trajkit.store.lock import StoreLock
+from trajkit.store.signed import read_signed, signed_document, write_signed
 from trajkit.store.store import Store
 
 FORMAT = "trajkit-metrics"
+VERSION = 1
+FOLDER = "metrics"
 MOST_JOURNAL_BYTES = 1 << 22
 """of the journal, before it is taken into the curves"""
 
@@ -51,21 +44,15 @@ def keep_metrics(store: Store, folders: Iterable[Path], progress: Progress) -> N
         metrics = found if held is None else held.merged(found)
         if metrics != held:
             with StoreLock(store.path):
-                _write(store.path / "metrics", metrics)
+                _write(store, metrics)
         return
 
 
-def _write(folder: Path, metrics: Metrics) -> None:
-    attributes = {
-        "format": FORMAT,
-        "version": 1,
-        "curves": {n: [list(p) for p in c] for n, c in metrics.curves.items()},
-    }
-    attributes["sha256"] = hashlib.sha256(canonical_json(attributes)).hexdigest()
-    with disk_errors(folder):
-        folder.mkdir(exist_ok=True)
-        replace_file(folder / "zarr.json", canonical_json(group_document(attributes)))
-        (folder / "journal").unlink(missing_ok=True)  # its rows are among the curves
+def _write(store: Store, metrics: Metrics) -> None:
+    curves = {n: [list(p) for p in c] for n, c in metrics.curves.items()}
+    write_signed(store.path, FOLDER, signed_document(FORMAT, VERSION, {"curves": curves}))
+    with disk_errors(store.path / FOLDER):
+        (store.path / FOLDER / "journal").unlink(missing_ok=True)  # its rows are among the curves
 
 
 def journal_metrics(store_path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -101,7 +88,7 @@ def fold_journal(store: Store) -> None:
     later = _read_later(store)
     if later.curves:
         kept = _read_curves(store)
-        _write(store.path / "metrics", later if kept is None else kept.merged(later))
+        _write(store, later if kept is None else kept.merged(later))
 
 
 def _spell_line(row: Mapping[str, Any]) -> bytes:
@@ -122,12 +109,20 @@ def _read_journal(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_symlink() or not path.is_file():
         return
     for line in read_file(path, 4 * MOST_JOURNAL_BYTES).split(b"\n"):
-        crc, _, text = line.partition(b" ")
-        try:
-            if int(crc, 16) == zlib.crc32(text) and isinstance(row := json.loads(text), dict):
-                yield row
-        except (ValueError, RecursionError):
-            continue
+        row = _parse_line(line)
+        if row is not None:
+            yield row
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """The row of a whole line of the journal; None of any other."""
+    crc, _, text = line.partition(b" ")
+    try:
+        if int(crc, 16) == zlib.crc32(text) and isinstance(row := json.loads(text), dict):
+            return row
+    except (ValueError, RecursionError):
+        pass
+    return None
 
 
 def read_kept_metrics(store: Store) -> Metrics | None:
@@ -140,15 +135,43 @@ def read_kept_metrics(store: Store) -> Metrics | None:
 
 def _read_curves(store: Store) -> Metrics | None:
     """The curves in ``zarr.json``; None where there are none, or none that can be read."""
-    path = store.path / "metrics" / "zarr.json"
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > 4 * LARGEST_BYTES:
-            return None
-        attributes = json.loads(path.read_bytes())["attributes"]
-        digest = attributes.pop("sha256")
-        if hashlib.sha256(canonical_json(attributes)).hexdigest() != digest:
-            return None
-        rows = ({"step": s, n: v} for n, c in attributes["curves"].items() for s, v in c)
-        return Metrics.of_rows(rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return _read_record(store)
+    except (FormatError, InvalidInput, StorageError):
         return None
+
+
+def _read_record(store: Store) -> Metrics | None:
+    """The curves in ``zarr.json``; raises :class:`FormatError` where they are damaged."""
+    record = read_signed(store.path / FOLDER, FORMAT, VERSION, 4 * LARGEST_BYTES)
+    if record is None:
+        return None
+    rows = []
+    for name, curve in record["curves"].entries():
+        for point in curve.items():
+            step, value = point.items(2)
+            rows.append({"step": step.whole(), name: value.number()})
+    return Metrics.of_rows(rows)
+
+
+def check_kept_metrics(store: Store) -> Iterator[str]:
+    """One line for each part of a store's metrics that is not as it was written; none of none."""
+    folder = store.path / FOLDER
+    if not os.path.lexists(folder):
+        return
+    journal = folder / "journal"
+    try:
+        if _read_record(store) is None and not os.path.lexists(journal):
+            yield f"{folder / 'zarr.json'}: missing"
+    except (FormatError, InvalidInput, StorageError) as error:
+        yield f"{error}; ingest the run's checkpoints again to have them anew"
+    if os.path.lexists(journal):
+        try:
+            lines = read_file(journal, 4 * MOST_JOURNAL_BYTES).split(b"\n")
+        except (FormatError, StorageError, OSError) as error:
+            yield str(error)
+            return
+        # a line without its end was cut short by a kill, which is no damage
+        damaged = sum(line.endswith(b"}") and _parse_line(line) is None for line in lines)
+        if damaged:
+            yield f"{journal}: damaged: {damaged} of {len(lines)} lines are not what was written"
