@@ -28,7 +28,7 @@ from trajkit.progress import silent
 from trajkit.reports.report import report
 from trajkit.stats.gram import describe_gram
 from trajkit.store.documents import group_document
-from trajkit.store.metrics import keep_metrics, read_kept_metrics
+from trajkit.store.metrics import journal_metrics, keep_metrics, read_kept_metrics
 from trajkit.store.store import Store
 
 
@@ -197,6 +197,23 @@ def test_damaged_or_missing_records_are_one_line_of_verify(tmp_path: Path) -> No
         assert read_kept_metrics(store) is None
         (damage,) = trajkit.verify(store.path).bad
         assert damage.what.isprintable()
+
+
+def test_a_journal_cut_short_is_no_damage_and_a_changed_line_is(tmp_path: Path) -> None:
+    store = store_of(tmp_path, [0, 1, 2], np.ones((3, 4)))
+    journal_metrics(store.path, [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.75}])
+    journal = store.path / "metrics" / "journal"
+    whole = journal.read_bytes()
+    assert trajkit.verify(store.path).ok
+    for cut in range(len(whole)):
+        journal.write_bytes(whole[:cut])
+        assert trajkit.verify(store.path).ok, cut
+    journal.write_bytes(whole.replace(b"0.75", b"0.95"))
+    (damage,) = trajkit.verify(store.path).bad
+    assert "journal: damaged: 1 of" in damage.what
+    journal.unlink()
+    os.mkfifo(journal)
+    assert len(trajkit.verify(store.path).bad) == 1
 
 
 @pytest.mark.parametrize("name", ["evidence", "metrics"])
