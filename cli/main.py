@@ -22,6 +22,7 @@ from trajkit.cli.info import info_command
 from trajkit.cli.ingest import ingest_command
 from trajkit.cli.logprobs import logprobs_command
 from trajkit.cli.probes import probes_command
+from trajkit.cli.reground import reground_command
 from trajkit.cli.report import report_command
 from trajkit.cli.restore import restore_command
 from trajkit.cli.verify import verify_command
@@ -64,6 +65,7 @@ for _command in (
     probes_command,
     logprobs_command,
     generate_command,
+    reground_command,
     report_command,
     restore_command,
     verify_command,

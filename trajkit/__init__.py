@@ -28,6 +28,7 @@ _HOME = {
     "LogitsExtrapolation": "trajkit.outputs.logits",
     "load_model": "trajkit.outputs.models",
     "load_weights": "trajkit.outputs.models",
+    "reground": "trajkit.training.driver",
     "Fit": "trajkit.fits.kept",
     "TrajkitError": "trajkit.errors",
     "TrajkitWarning": "trajkit.errors",
@@ -53,6 +54,7 @@ __all__ = [
     "load_weights",
     "measure_evidence",
     "open",
+    "reground",
     "report",
     "restore",
     "verify",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from trajkit.reports.verify import verify as verify
     from trajkit.store.ingest import ingest as ingest
     from trajkit.store.restore import restore as restore
+    from trajkit.training.driver import reground as reground
     from trajkit.training.recorder import Recorder as Recorder
     from trajkit.trajectory import Trajectory as Trajectory
     from trajkit.trajectory import open as open  # noqa: A004 - as in zarr.open

@@ -50,6 +50,10 @@ class FlatReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; they are opened again when they are read again."""
         for source in self._sources.values():
             source.close()
         self._sources.clear()

@@ -124,6 +124,18 @@ def _plan_file(
     return PlannedFile(name, raw, end, places)
 
 
+def plan_file(name: str, vectors: Mapping[str, FlatVector]) -> PlannedFile:
+    """One new file that holds every tensor of the vectors, end to end."""
+    kept = [(info.name, info) for info in tensors_of(vectors).values()]
+    header = make_header(kept, None)
+    stored = check_header(header.encode(), shown(name))
+    places = tuple(
+        (info.name, begin) for (_, info), (*_, begin, _) in zip(kept, stored, strict=True)
+    )
+    end = max((begin + n for *_, begin, n in stored), default=8 + len(header.encode()))
+    return PlannedFile(name, header.encode(), end, places)
+
+
 def make_header(kept: Sequence[tuple[str, TensorInfo]], metadata: Any) -> str:
     """The header of a safetensors file that holds tensors in this order, under these names."""
     document: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}

@@ -12,4 +12,14 @@ jump       parameters moved by n steps at once, and put back bit for bit
 horizon    how far to jump, judged by the reward of the steps after
 reground   m real steps, then a jump, and again: the loop's state between a trainer's steps
 ledger     what every jump did, a line each
+
+Between a trainer's runs, checkpoint files in and out, any trainer:
+
+driver     segment after segment, resumable after a kill
+advance    one segment: the trainer's real steps, then the jump
+template   the trainer's command, with places to fill
+trainer    the trainer as a process of its own
+stream     a segment's checkpoints through a rule, range by range
+restart    the folder that a trainer starts its next segment from
+progress   how far a run of segments has come, in one file
 """

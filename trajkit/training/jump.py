@@ -64,13 +64,35 @@ def jump(
     elements = sum(p.numel() for p in parameters.values())
     if n == 0:
         return Jump(0, 0, elements, 0.0, 0.0)
-    rates, drift, size = 0.0, 0.0, 0.0
+    drift, size = measure(parameters, rule)
+    n = shorten(n, drift, size, max_norm)
+    moved, squares = move(parameters, rule, n)
+    return describe(n, moved, elements, squares, size)
+
+
+@torch.no_grad()
+def measure(parameters: Mapping[str, Tensor], rule: Rule) -> tuple[float, float]:
+    """Sums of squares of the drift a step and of the parameters; those of parts add up."""
+    drift, size = 0.0, 0.0
     for name, parameter in parameters.items():
         drift += float(rule.rate(name).double().square().sum())
         size += float(parameter.double().square().sum())
-    rates, size = math.sqrt(drift), math.sqrt(size)
-    if max_norm is not None and rates * n > max_norm * size:
-        n = max_norm * size / rates
+    return drift, size
+
+
+def shorten(n: float, drift: float, size: float, max_norm: float | None) -> float:
+    """The steps that a jump may have under the cap; ``drift`` and ``size`` of :func:`measure`.
+
+    >>> shorten(100, 4.0, 900.0, 0.5), shorten(100, 4.0, 900.0, None)
+    (7.5, 100)
+    """
+    rate, norm = math.sqrt(drift), math.sqrt(size)
+    return max_norm * norm / rate if max_norm is not None and rate * n > max_norm * norm else n
+
+
+@torch.no_grad()
+def move(parameters: Mapping[str, Tensor], rule: Rule, n: float) -> tuple[int, float]:
+    """Move in place by ``n`` steps; elements with new bits, and the squares of their moves."""
     moved, squares = 0, 0.0
     for name, parameter in parameters.items():
         rate = rule.rate(name)
@@ -79,8 +101,13 @@ def jump(
         squares += float(torch.where(takes, target.double() - parameter.double(), 0).square().sum())
         moved += int(takes.sum())
         parameter.copy_(torch.where(takes, target, parameter))
-    norm = math.sqrt(squares)
-    return Jump(n, moved, elements, norm, norm / size if size else 0.0)
+    return moved, squares
+
+
+def describe(n: float, moved: int, elements: int, squares: float, size: float) -> Jump:
+    """What a jump did, of the sums of its parts."""
+    norm, before = math.sqrt(squares), math.sqrt(size)
+    return Jump(n, moved, elements, norm, norm / before if before else 0.0)
 
 
 class Snapshot:

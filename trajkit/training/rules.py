@@ -1,7 +1,7 @@
 """Which drift a jump follows. A new rule is a class of this shape, and one line in the table."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,12 +27,27 @@ class Rule(Protocol):
         """The change a step to jump by, float32 in the parameter's shape; zero: stay."""
 
 
+@runtime_checkable
+class Resumable(Protocol):
+    """A rule that keeps something from one segment to the next."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What it keeps; its counts under the empty name."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+
+
 RULES: dict[str, Callable[..., Rule]] = {
     "pooled": PooledDrift,
     "two-point": TwoPoint,
     "rsq": RsqGate,
 }
 """by name; each takes the parameters by name, then its own options"""
+ENDS_ONLY = frozenset({"two-point"})
+"""rules that look at the start and the end of a segment, and at nothing between"""
+KEPT = {"pooled": ("sum", "squares")}
+"""what a rule keeps of each parameter from one segment to the next, as its ``state`` names it"""
 
 
 def make_rule(name: str, parameters: Mapping[str, Tensor], **options: Any) -> Rule:
