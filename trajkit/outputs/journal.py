@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -40,6 +41,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         if os.path.lexists(self.path) and not self.force:
+            self._clear_finished()
             raise AlreadyExists(f"{self.path}: is there already; pass --force to replace it")
         with disk_errors(self.part):
             self._file = self.part.open("a+b")
@@ -80,8 +82,16 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(self.path)
-            self.part.unlink()
+            self.part.unlink(missing_ok=True)
             sync_directory(self.path.parent)
+
+    def _clear_finished(self) -> None:
+        """Take away the part of a process that was killed after it had given the file its name."""
+        with disk_errors(self.part), suppress(FileNotFoundError):
+            with self.part.open("rb") as file:
+                head = _decode(file.readline())
+            if head == self._head():
+                self.part.unlink()
 
     def _resume(self, file: IO[bytes]) -> None:
         """Read what a killed process left, and cut off what is not a whole batch."""
