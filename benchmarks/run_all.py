@@ -18,6 +18,7 @@ RUNS = (
     ("bench_fit.py", "--scaling"),
     ("bench_extrapolate.py",),
     ("bench_backtest.py",),
+    ("bench_outputs.py",),
 )
 
 

@@ -104,36 +104,56 @@ def test_one_object_serves_many_calls_in_any_order() -> None:
     assert torch.equal(again, decode(second, ids, mask, shared, max_new_tokens=2))
 
 
-def test_several_sequences_a_prompt_and_ends_at_different_times() -> None:
-    base, second = pair("qwen3")
+class Spy(transformers.LogitsProcessor):
+    """Keeps the texts and logits that come by."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.seen.append((input_ids.clone(), scores.clone()))
+        return scores
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "mixtral"])
+def test_several_sequences_a_prompt_and_ends_at_different_times(family: str) -> None:
+    base, second = pair(family)
     ids, mask = left_padded(PROMPTS)
-    how = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 40, "top_k": 0}
+    ends = [1, *range(40, 60)]
+    how = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 30, "top_k": 0}
+    how |= {"temperature": 2.0, "eos_token_id": ends}
+    spy = Spy()
     torch.manual_seed(0)
-    found = decode(second, ids, mask, LogitsExtrapolation(base, 1.3), **how)
+    found = decode(second, ids, mask, LogitsExtrapolation(base, 1.3), spy, **how)
     assert found.shape[0] == 12
-    lengths = {len(until_end(row)) for row in found[:, ids.shape[1] :].tolist()}
-    assert len(lengths) > 1
-    # every drawn token has the extrapolated distribution: teacher-forced argmax of a greedy run
-    for row in found.tolist():
-        assert len(row) == found.shape[1]
+    width = ids.shape[1]
+    lengths = [
+        next((at + 1 for at, token in enumerate(row) if token in ends), len(row))
+        for row in found[:, width:].tolist()
+    ]
+    assert len(set(lengths)) > 1
+    # whatever was drawn, each token was drawn from the logits of two plain forwards of its text
+    checked = 0
+    for texts, logits in spy.seen[::3]:
+        for row in range(12):
+            if texts.shape[1] - width >= lengths[row]:
+                continue  # this one is over
+            own = texts[row, width - len(PROMPTS[row // 3]) :][None]
+            with torch.no_grad():
+                l0, l1 = (m(own, use_cache=False).logits[0, -1] for m in (base, second))
+            assert torch.allclose(logits[row], l0 + 1.3 * (l1 - l0), atol=1e-3)
+            checked += 1
+    assert checked > 12
 
 
 def test_it_sees_raw_logits_before_temperature() -> None:
     base, second = pair("llama")
     ids, mask = left_padded(PROMPTS[:1])
-    seen = []
-
-    class Spy(transformers.LogitsProcessor):
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            seen.append(scores.clone())
-            return scores
-
-    decode(
-        second, ids, mask, LogitsExtrapolation(base, 1.7), Spy(), do_sample=True, temperature=9.0
-    )
+    spy = Spy()
+    decode(second, ids, mask, LogitsExtrapolation(base, 1.7), spy, do_sample=True, temperature=9.0)
     with torch.no_grad():
         l0, l1 = (m(ids).logits[:, -1] for m in (base, second))
-    assert torch.allclose(seen[0], l0 + 1.7 * (l1 - l0), atol=1e-5)
+    assert torch.allclose(spy.seen[0][1], l0 + 1.7 * (l1 - l0), atol=1e-5)
 
 
 @pytest.mark.parametrize(("v0", "v1"), [(96, 104), (104, 96)])
@@ -162,10 +182,14 @@ def test_what_it_cannot_do_is_refused_in_one_line() -> None:
     base, second = pair("qwen3")
     ids, mask = left_padded(PROMPTS[:1])
     processor = LogitsExtrapolation(base, 1.5)
-    with pytest.raises(Unsupported, match="beam search"):
-        decode(second, ids, mask, processor, num_beams=3)
-    with pytest.raises(Unsupported, match="assisted decoding"):
-        decode(second, ids, mask, processor, assistant_model=base)
+    for what, how in (
+        ("beam search", {"num_beams": 3}),
+        ("beam search", {"num_beams": 3, "do_sample": True}),
+        ("assisted decoding", {"assistant_model": base}),
+    ):
+        with pytest.raises(Unsupported, match=what) as caught:
+            decode(second, ids, mask, processor, **how)
+        assert "\n" not in str(caught.value)
     with pytest.raises(InvalidInput, match="finite"):
         LogitsExtrapolation(base, float("nan"))
     one = make_tokenizer()

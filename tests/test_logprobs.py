@@ -26,7 +26,7 @@ from trajkit.outputs.drift import measure_drift
 from trajkit.outputs.kept import read_outputs
 from trajkit.outputs.linearity import by_position, by_token, fit_lines, fit_outputs
 from trajkit.outputs.logprobs import logprobs
-from trajkit.outputs.probes import Probe
+from trajkit.outputs.probes import Probe, read_probes
 from trajkit.outputs.scoring import score
 
 STEPS = (0, 10, 25, 30)
@@ -70,6 +70,44 @@ def test_scores_equal_one_plain_forward_a_sequence(
     log_p, entropy, _, _ = (np.concatenate(c) for c in zip(*expected, strict=True))
     assert np.abs(found.log_p_N - log_p).max(initial=0) < 1e-4
     assert np.abs(found.entropy_N - entropy).max(initial=0) < 1e-4
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<bot>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_texts_are_scored_as_one_plain_forward_of_the_whole_text(
+    tmp_path: Path, family: str, chat: bool
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    lines, texts = [], []
+    for words in ("hi", "what is 2+2?", "x"):
+        response = f"{words} it is" * 2
+        if chat:
+            lines.append({"messages": [{"role": "user", "content": words}], "response": response})
+            texts.append((f"<user>{words}<bot>", response))
+        else:
+            lines.append({"prompt": words, "response": response})
+            texts.append((words, response))
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    probes = read_probes(path, tokenizer)
+    n = sum(len(p.response_ids) for p in probes)
+    found = score(MODELS[family], make_batches(probes, 60), n).log_p_N
+    expected = []
+    for before, response in texts:
+        ids = tokenizer(before + response, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = MODELS[family](input_ids=torch.tensor([ids])).logits[0, :-1]
+        log_p = torch.log_softmax(logits.double(), -1)
+        log_p = log_p.gather(1, torch.tensor(ids)[1:, None])[:, 0]
+        expected += log_p[-len(response) :].tolist()  # one token a character
+    assert np.abs(found - np.array(expected)).max() < 1e-4
 
 
 @pytest.mark.parametrize(("width", "cached"), [(7, 1 << 18), (7, 20), (1 << 15, 1), (96, 300)])
