@@ -24,8 +24,34 @@ MAX_FILE_NAME_BYTES = 255
 
 
 def canonical_json(document: Any) -> bytes:
-    """The one spelling of a JSON document that trajkit writes, so that any changed byte shows."""
-    return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """The one spelling of a JSON document that trajkit writes, so that any changed byte shows.
+
+    It is that of ``json.dumps(indent=1, sort_keys=True, ensure_ascii=False)``, which indents in
+    Python. A commit has four columns of an entry a step: lists of numbers or texts go through the
+    compiled encoder here.
+    """
+    return (_spell(document, "\n") + "\n").encode()
+
+
+def _spell(node: Any, line: str) -> str:
+    """A part of a document; ``line`` ends a line and indents the next as deep as the part is."""
+    inner = line + " "
+    if isinstance(node, dict) and node and all(type(key) is str for key in node):
+        items = [f"{_scalar(key)}: {_spell(node[key], inner)}" for key in sorted(node)]
+        return f"{{{inner}{f',{inner}'.join(items)}{line}}}"
+    if isinstance(node, list | tuple) and node:
+        if not _FLAT.issuperset(map(type, node)):
+            return f"[{inner}{f',{inner}'.join([_spell(item, inner) for item in node])}{line}]"
+        text = json.dumps(node, ensure_ascii=False, separators=(f",{inner}", ": "))
+        return f"[{inner}{text[1:-1]}{line}]"
+    if isinstance(node, dict):
+        text = json.dumps(node, indent=1, sort_keys=True, ensure_ascii=False)
+        return text.replace("\n", line)
+    return _scalar(node)
+
+
+_scalar = json.JSONEncoder(ensure_ascii=False).encode
+_FLAT = {str, int, float, bool, type(None)}
 
 
 def replace_file(path: Path, content: bytes) -> None:

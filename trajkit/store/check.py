@@ -20,7 +20,7 @@ from trajkit.progress import Advanced, Progress
 from trajkit.store.array import ZArray
 from trajkit.store.commit import chunk_digest, frame_digest
 from trajkit.store.documents import GROUP, check_content
-from trajkit.store.store import Store
+from trajkit.store.store import MOST_BEHIND, Store
 
 MISSING_SHARDS_SHOWN = 16
 """of one row of an array"""
@@ -67,7 +67,7 @@ def _check_metadata(store: Store) -> Iterator[Damage]:
 
 
 def _check_steps(store: Store) -> Iterator[Damage]:
-    """The array ``steps``: as committed, or ahead where a killed writer left it so."""
+    """The array ``steps``: as committed, behind a recorder, or ahead where a killed writer left it."""
     array = store.steps_array
     n = len(store.steps)
     documents = [canonical_json(array.metadata())]
@@ -77,8 +77,12 @@ def _check_steps(store: Store) -> Iterator[Damage]:
         values = np.empty(array.n_chunks * array.chunk, np.int64)
         for k in range(array.n_chunks):
             array.read_chunk(0, k, values[k * array.chunk : (k + 1) * array.chunk])
-        if not np.array_equal(values[:n], store.steps):
+        lags = range(n, max(n - MOST_BEHIND, 0), -1)
+        have = next((m for m in lags if np.array_equal(values[:m], store.steps[:m])), None)
+        if have is None and n:
             yield Damage(f"{array.path}: differs from the committed steps")
+        documents += [canonical_json(array.metadata() | {"shape": [m]}) for m in lags]
+        n = n if have is None else have
         ahead = n
         while ahead < len(values) and values[ahead] > (values[ahead - 1] if ahead else -1):
             ahead += 1  # an append adds one step before its commit, a cut leaves all it took back
@@ -90,9 +94,14 @@ def _check_steps(store: Store) -> Iterator[Damage]:
 
 
 def _legitimate_metadata(array: ZArray) -> list[bytes]:
-    """The array's metadata as committed, or ahead by rows that a killed writer left."""
-    documents = [canonical_json(array.metadata())]
+    """The array's metadata as committed, behind a recorder, or ahead by what a killed writer left."""
     assert array.rows is not None
+    documents = []
+    for rows in range(array.rows, max(array.rows - MOST_BEHIND, 0), -1):
+        behind = array.metadata()
+        behind["shape"][0] = rows
+        documents.append(canonical_json(behind))
+    documents = documents or [canonical_json(array.metadata())]
     row = array.rows
     while array.row_path(row).exists():  # one of an append, all of those that a cut took back
         row += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trajkit.checkpoints.metrics import LARGEST_BYTES, Metrics, read_trainer_state
-from trajkit.disk import disk_errors, read_file, refuse_links, sync_directory, write_all
+from trajkit.disk import disk_errors, read_file, refuse_links, write_all
 from trajkit.errors import FormatError, InvalidInput, StorageError, TrajkitError
 from trajkit.progress import Note, Progress
 from trajkit.store.lock import StoreLock
@@ -56,9 +56,10 @@ def _write(store: Store, metrics: Metrics) -> None:
 
 
 def journal_metrics(store_path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Put what was logged of some steps into a store that has a commit, on disk when this returns.
+    """Put what was logged of some steps into a store that has a commit.
 
-    For the one writer of the store.
+    For the one writer of the store. No kill of it loses a line; the disk is not waited for, and
+    losing power may cost the last ones.
 
     Raises:
         StorageError: the disk refuses.
@@ -74,11 +75,8 @@ def journal_metrics(store_path: Path, rows: Iterable[Mapping[str, Any]]) -> None
             size = os.fstat(fd).st_size
             whole = b"\n" + text if size else text  # a killed writer may have left half a line
             write_all(fd, whole, size)
-            os.fsync(fd)
         finally:
             os.close(fd)
-        if not size:
-            sync_directory(path.parent)
     if size + len(whole) > MOST_JOURNAL_BYTES:
         fold_journal(Store.open(store_path))
 

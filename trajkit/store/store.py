@@ -36,6 +36,8 @@ from trajkit.store.commit import Commit, chunk_digest, frame_digest, read_table
 
 KEPT_DIGEST_BYTES = 1 << 24
 """bytes of chunk digests that an open store keeps"""
+MOST_BEHIND = 16
+"""steps by which the arrays' own metadata may follow the commit, less one; divides STEPS_CHUNK"""
 STEPS_CHUNK = 1 << 16
 """checkpoints a chunk of ``steps``: one chunk, so that a longer run changes its shape only"""
 

@@ -53,7 +53,7 @@ from trajkit.store.heal import heal, refuse_linked_folders
 from trajkit.store.lock import StoreLock
 from trajkit.store.place import check_place, clear_place, mark_place, unmark_place
 from trajkit.store.rows import RowWriter, write_row
-from trajkit.store.store import Store
+from trajkit.store.store import MOST_BEHIND, Store
 
 
 def bytes_a_worker(vectors: Mapping[str, FlatVector], cast: str | None) -> int:
@@ -72,6 +72,8 @@ class StoreWriter:
     Args:
         path: the store's folder, made where it is missing.
         workers: threads that code chunks; 0 leaves all work to the thread that appends.
+        lazy: let the arrays' own metadata, which other readers of Zarr need, follow the commits by
+            up to ``MOST_BEHIND`` steps; leaving the block brings it up to date.
 
     Raises:
         Locked: another process writes to the store.
@@ -79,9 +81,10 @@ class StoreWriter:
         StorageError: the disk refuses: full, read-only.
     """
 
-    def __init__(self, path: Path, workers: int) -> None:
+    def __init__(self, path: Path, workers: int, lazy: bool = False) -> None:
         self.path = path
         self.workers = workers
+        self.lazy = lazy
         self.store: Store | None = None
         """the store as last committed; None until there is a first commit"""
         self.seconds = {"read": 0.0, "code": 0.0, "compress": 0.0, "write": 0.0}
@@ -118,6 +121,9 @@ class StoreWriter:
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        if self.lazy and self.store is not None:
+            with suppress(TrajkitError):  # the next writer does it
+                self._write_metadata(self.store)
         if not self._root.exists():  # nothing was committed: leave no trace
             with suppress(TrajkitError):
                 clear_place(self.path)
@@ -232,18 +238,22 @@ class StoreWriter:
 
     def _commit(self, store: Store) -> None:
         """Make the next state of the store true; the last replace is the commit."""
-        for dtype in store.vectors:
-            store.frames[dtype].write_metadata()
-            store.digests[dtype].write_metadata()
-            for array in (store.frames[dtype], store.digests[dtype]):
-                if (array.path / "c").exists():
-                    sync_directory(array.path / "c")
-        write_row(store.steps_array, store.steps)
-        store.steps_array.write_metadata()
+        if not self.lazy or len(store.commit.frames) % MOST_BEHIND == 1:
+            self._write_metadata(store)
+        for array in (*store.frames.values(), *store.digests.values()):
+            if (array.path / "c").exists():
+                sync_directory(array.path / "c")
         replace_file(self._root, canonical_json(store.commit.document()))
         if self.store is None:
             unmark_place(self.path)
         self.store = store
+
+    def _write_metadata(self, store: Store) -> None:
+        """Tell other readers of Zarr how many steps there are: the arrays' metadata, and ``steps``."""
+        for array in (*store.frames.values(), *store.digests.values()):
+            array.write_metadata()
+        write_row(store.steps_array, store.steps)
+        store.steps_array.write_metadata()
 
     def _write_frame(
         self,

@@ -11,9 +11,12 @@ more; where all of them are taken, ``record`` waits. An error of that thread is 
 by the next ``record`` or ``close``.
 """
 
+import math
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Self
 
@@ -87,6 +90,8 @@ class Recorder:
         """steps committed by this recorder"""
         self.skipped: list[int] = []
         """steps that the store had already, with the same bits"""
+        self.seconds = {"record": 0.0, "write": 0.0}
+        """processor time in the training's thread, and in the one beside it"""
         self.cut: tuple[int, ...] = ()
         """steps cut from the store (``replace_from``)"""
         self._codec, self._keyframes = codec or DEFAULT_CODEC, keyframes or DEFAULT_KEYFRAMES
@@ -99,7 +104,7 @@ class Recorder:
         self._vectors: Mapping[str, FlatVector] = {}
         self._description: Description | None = None
         self._futures: deque[Future[None]] = deque()
-        self._writer = StoreWriter(self.path, workers)
+        self._writer = StoreWriter(self.path, workers, lazy=True)
         self._writer.__enter__()
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "trajkit-recorder")
         committed = self._writer.store
@@ -146,13 +151,18 @@ class Recorder:
                 :func:`trajkit.training.tensors.named_tensors`.
             StorageError, Locked, ...: what befell an earlier step in the background.
         """
-        self._check()
         if step < 0:
             raise InvalidInput(f"a training step is 0 or more, not {step}")
         if metrics:
             self.log(step, metrics)
+        self._check()
         if step % self.every:
             return False
+        with self._counted("record"):
+            return self._take(step, model)
+
+    def _take(self, step: int, model: Any) -> bool:
+        """Copy a step and hand it on; see :meth:`record`."""
         tensors = named_tensors(model)
         if not self._vectors:
             self._begin(step, tensors, model)
@@ -174,14 +184,14 @@ class Recorder:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Keep numbers of a step, recorded or not: what is no finite number is left out."""
         self._check()
-        row = {"step": int(step)}
+        row: dict[str, Any] = {"step": int(step)}
         for name, value in metrics.items():
             try:
                 number = float(value)
             except (TypeError, ValueError):
                 continue
-            if number - number == 0:
-                row[str(name)] = number  # type: ignore[assignment]
+            if math.isfinite(number):
+                row[str(name)] = number
         if len(row) > 1:
             self._rows.append(row)
             self._submit(self._write_rows)
@@ -197,10 +207,19 @@ class Recorder:
         if self._pool is None:
             return
         pool, self._pool = self._pool, None
-        pool.submit(self._finish)
+        pool.submit(self._run, self._finish)
         pool.shutdown()
         self._writer.__exit__()
         self._raise_error()
+
+    @contextmanager
+    def _counted(self, what: str) -> Iterator[None]:
+        """Count the calling thread's processor time."""
+        clock = time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.thread_time() - clock
 
     def _check(self) -> None:
         if self._error is not None:
@@ -221,7 +240,12 @@ class Recorder:
         assert self._pool is not None
         while self._futures and self._futures[0].done():
             self._futures.popleft()
-        self._futures.append(self._pool.submit(work, *arguments))
+        self._futures.append(self._pool.submit(self._run, work, *arguments))
+
+    def _run(self, work: Any, *arguments: Any) -> None:
+        """Do work in the background, its time counted."""
+        with self._counted("write"):
+            work(*arguments)
 
     def _take_slot(self, pinned: bool) -> HostCopy:
         """A copy's memory that nobody reads; waits for one where all are taken."""
