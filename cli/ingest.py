@@ -33,8 +33,8 @@ from trajkit.text import count, format_bytes, format_rate, format_seconds
 @store_option
 @click.option(
     "--codec",
-    type=click.Choice(["zstd", "lz4", "pcodec", "none"]),
-    help="How frames are compressed (default zstd; lz4 is fastest, pcodec smallest); fixed when "
+    type=click.Choice(["zstd", "lz4", "sparse", "pcodec", "none"]),
+    help="How frames are compressed (default zstd; lz4 is fastest, sparse smallest); fixed when "
     "the store is made.",
 )
 @click.option(

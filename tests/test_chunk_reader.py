@@ -23,7 +23,7 @@ from trajkit.store.codecs import CODECS, codec_by_name, with_checksum
 from trajkit.store.rows import RowWriter, write_row
 
 WIDTHS = ("uint8", "uint16", "uint32", "uint64")
-COMPILED = ("zstd", "lz4", "none")
+COMPILED = ("zstd", "lz4", "sparse", "none")
 
 
 @pytest.fixture(autouse=True)

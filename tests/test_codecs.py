@@ -109,7 +109,7 @@ def test_the_checksum_is_crc32c_little_endian() -> None:
 
 
 def test_unknown_and_missing_codecs_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidInput, match="unknown codec 'zip': choose from zstd, lz4, pcodec"):
+    with pytest.raises(InvalidInput, match="unknown codec 'zip': choose from zstd, lz4, sparse"):
         codec_by_name("zip")
     monkeypatch.setitem(sys.modules, "pcodec", None)
     with pytest.raises(Unsupported, match=r"pip install 'trajkit\[pcodec\]'"):

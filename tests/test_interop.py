@@ -16,6 +16,7 @@ from trajkit.arrays import DTYPES
 from trajkit.checkpoints.checkpoint import open_checkpoint
 from trajkit.checkpoints.reader import FlatReader
 from trajkit.disk import canonical_json
+from trajkit.integrations.zarr import Sparse
 from trajkit.store.commit import chunk_digest
 from trajkit.store.store import Store
 from trajkit.store.writer import StoreWriter
@@ -30,6 +31,7 @@ Read = Callable[[Path], np.ndarray]
 PAIRS = [
     *((codec, reader) for codec in ("zstd", "lz4", "none") for reader in ("zarr", "tensorstore")),
     ("pcodec", "zarr"),  # tensorstore has no pcodec
+    ("sparse", "zarr"),
 ]
 
 
@@ -37,6 +39,7 @@ PAIRS = [
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     """By codec: a fitted store of every dtype in chunks of 40 elements, and what went in."""
     made = {}
+    zarr.registry.register_codec("trajkit.sparse", Sparse)  # an installation's entry point does it
     for codec in dict(PAIRS):
         root = tmp_path_factory.mktemp(codec)
         rng = np.random.default_rng(0)

@@ -43,7 +43,7 @@ STORED, BITSHUFFLED = np.uint8(2), np.uint8(4)
 """flags in a blosc header: as it was, neither shuffled nor compressed; shuffled by bits"""
 
 
-class _Calls(NamedTuple):
+class Calls(NamedTuple):
     """Addresses of C functions in this process."""
 
     pread: int
@@ -112,7 +112,7 @@ def _word(octets: Any, at: int) -> int:
 
 
 @compiled
-def _read_plain(calls: _Calls, fd: int, offset: int, n_coded: int, crc: Any, out: Any) -> bool:
+def _read_plain(calls: Calls, fd: int, offset: int, n_coded: int, crc: Any, out: Any) -> bool:
     """Fill ``out`` (uint8) with a chunk: its bytes and their crc32c."""
     n_bytes = np.int64(len(out))
     if n_coded != n_bytes + CRC_BYTES or _pread(calls.pread, fd, out, n_bytes, offset) != n_bytes:
@@ -124,16 +124,30 @@ def _read_plain(calls: _Calls, fd: int, offset: int, n_coded: int, crc: Any, out
 
 @compiled
 def _read_blosc(
-    calls: _Calls, fd: int, offset: int, n_coded: int, coded: Any, planes: Any, out: Any
+    calls: Calls, fd: int, offset: int, n_coded: int, coded: Any, planes: Any, out: Any
 ) -> bool:
     """Fill ``out`` with a chunk: blosc's bytes and their crc32c."""
-    n_bytes, itemsize = np.int64(out.size * out.itemsize), np.int64(out.itemsize)
+    if not read_checked(calls, fd, offset, n_coded, coded):
+        return False
+    return expand_blosc(calls, coded, n_coded - CRC_BYTES, planes, out)
+
+
+@compiled
+def read_checked(calls: Calls, fd: int, offset: int, n_coded: int, coded: Any) -> bool:
+    """Read a chunk's bytes and their crc32c, and compare."""
     n_body = n_coded - CRC_BYTES
-    if n_body < HEADER_BYTES or n_coded > len(coded):
+    if n_body < 1 or n_coded > len(coded):
         return False
     if _pread(calls.pread, fd, coded, n_coded, offset) != n_coded:
         return False
-    if np.int64(_crc32c(calls.crc32c, coded, n_body)) != _word(coded, n_body):
+    return np.int64(_crc32c(calls.crc32c, coded, n_body)) == _word(coded, n_body)
+
+
+@compiled
+def expand_blosc(calls: Calls, coded: Any, n_body: int, planes: Any, out: Any) -> bool:
+    """Fill ``out`` from the first ``n_body`` bytes, which are blosc's."""
+    n_bytes, itemsize = np.int64(out.size * out.itemsize), np.int64(out.itemsize)
+    if n_body < HEADER_BYTES:
         return False
     if _word(coded, 4) != n_bytes or _word(coded, 12) != n_body:
         return False
@@ -150,7 +164,7 @@ def _read_blosc(
 
 @compiled
 def read_blosc_rows(
-    calls: _Calls, fds_T: Any, offsets_T: Any, sizes_T: Any, coded: Any, planes: Any, out: Any,
+    calls: Calls, fds_T: Any, offsets_T: Any, sizes_T: Any, coded: Any, planes: Any, out: Any,
     width: int,
 ) -> int:  # fmt: skip
     """Fill rows of ``width`` elements, end to end in ``out``; how many, up to the first failure."""
@@ -163,7 +177,7 @@ def read_blosc_rows(
 
 @compiled
 def read_plain_rows(
-    calls: _Calls, fds_T: Any, offsets_T: Any, sizes_T: Any, crc: Any, out: Any, row_bytes: int
+    calls: Calls, fds_T: Any, offsets_T: Any, sizes_T: Any, crc: Any, out: Any, row_bytes: int
 ) -> int:
     """The same of chunks that are not compressed; ``out`` and ``crc`` (4 bytes) are uint8."""
     for t in range(len(fds_T)):
@@ -183,7 +197,7 @@ class RowReader:
     """
 
     def __init__(self, pread: int, crc32c: int, blosc_decompress: int) -> None:
-        self._calls = _Calls(pread, crc32c, blosc_decompress)
+        self.calls = Calls(pread, crc32c, blosc_decompress)
 
     def read(
         self,
@@ -220,6 +234,6 @@ class RowReader:
         if scratch is None:
             crc, row_bytes = np.empty(CRC_BYTES, np.uint8), width * out.itemsize
             octets = flat(out.view(np.uint8))
-            return int(read_plain_rows(self._calls, *files, crc, octets, row_bytes))
+            return int(read_plain_rows(self.calls, *files, crc, octets, row_bytes))
         coded, planes = scratch
-        return int(read_blosc_rows(self._calls, *files, flat(coded), flat(planes), out, width))
+        return int(read_blosc_rows(self.calls, *files, flat(coded), flat(planes), out, width))

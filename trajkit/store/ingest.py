@@ -60,7 +60,8 @@ def ingest(
             :func:`trajkit.checkpoints.series.find_series`).
         store: the store's folder, or the store or trajectory that is open.
         base: the model before training, appended as step 0.
-        codec: ``zstd`` (default), ``lz4``, ``pcodec`` or ``none``; fixed when the store is made.
+        codec: ``zstd`` (default), ``lz4``, ``sparse``, ``pcodec`` or ``none``; fixed when the store
+            is made.
         keyframes: K, a key frame every K checkpoints (default 64); fixed when the store is made.
         dtype: convert floating-point tensors to this dtype (``bfloat16`` or ``float32``), rounding
             once to nearest even; recorded in the store.

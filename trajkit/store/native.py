@@ -20,7 +20,7 @@ from numcodecs import blosc
 
 from trajkit.arrays import Array
 from trajkit.parallel import Scratch
-from trajkit.store.codecs import BloscCodec, Codec, PlainCodec
+from trajkit.store.codecs import BloscCodec, Codec, PlainCodec, SparseCodec
 
 if TYPE_CHECKING:
     from trajkit.kernels.cpu.read import RowReader
@@ -127,6 +127,31 @@ def read_rows(codec: Codec, fds: Sequence[int | None], places_T2: Array, out_TN:
         longest = min(max(int(places_T2[:, 1].max()), 0), 2 * row_bytes + 1024)
         coded = _scratch.array("coded", longest, np.dtype("uint8"))
         scratch = coded, _scratch.array("planes", out_TN.shape[1:], out_TN.dtype)
+    elif isinstance(codec, SparseCodec):
+        return _read_sparse(reader, np.array(fds, np.int64), places_T2, out_TN)
     elif not isinstance(codec, PlainCodec):
         return 0
     return reader.read(np.array(fds, np.int64), places_T2, scratch, out_TN)
+
+
+def _read_sparse(reader: "RowReader", fds_T: Array, places_T2: Array, out_TN: Array) -> int:
+    """As :func:`read_rows`, of chunks of the sparse codec."""
+    from trajkit.kernels.cpu.read_sparse import read_rows as read
+
+    width, dtype = out_TN.shape[1], out_TN.dtype
+    coded = _scratch.array("coded", longest_sparse(places_T2, out_TN[0].nbytes), np.dtype("uint8"))
+    scratch = (
+        coded,
+        _scratch.array("planes", width, dtype),
+        _scratch.array("places", width, np.dtype("int32")),
+        _scratch.array("codes", width, dtype),
+    )
+    return read(reader, fds_T, places_T2, scratch, out_TN)
+
+
+def longest_sparse(places_T2: Array, row_bytes: int) -> int:
+    """Bytes for the longest of some chunks, and some that may be read beyond its end.
+
+    A place that claims more than any chunk can have is left to the ordinary way, which refuses it.
+    """
+    return min(max(int(places_T2[:, 1].max()), 0), 2 * row_bytes + 1024) + 64
