@@ -25,8 +25,8 @@ def info_command(console: Console, store: Path) -> None:
     console.data(info)
     ratio = info.raw_bytes / max(info.stored_bytes, 1)
     span = f"{info.steps[0]} to {info.steps[-1]}" if info.steps else "none"
-    every = count(info.keyframes, "checkpoint")
-    console.say(f"{info.path}: codec {info.codec}, a key frame every {every}")
+    keys = count(info.keys, "key frame")
+    console.say(f"{info.path}: codec {info.codec}, {keys}")
     console.say(f"  steps     {len(info.steps)} ({span})")
     console.say(f"  tensors   {len(info.tensors)}")
     for dtype, n in info.elements.items():
@@ -35,6 +35,8 @@ def info_command(console: Console, store: Path) -> None:
         f"  bytes     {format_bytes(info.raw_bytes)} of tensors in "
         f"{format_bytes(info.stored_bytes)} ({ratio:.1f} times smaller)"
     )
+    if info.density is not None:
+        console.say(f"  density   {100 * info.density:.3g} % of elements change a checkpoint")
     for name, steps in info.fits.items():
         console.say(
             f"  fit       {name}: {count(len(steps), 'checkpoint')}, steps {steps[0]} to {steps[-1]}, "

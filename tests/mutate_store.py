@@ -50,7 +50,7 @@ VALUES: list[Any] = [
     *(float("nan"), "", "x", "x" * 300, "x" * 5000, "a\nb", "\x1b[2J\x1b]0;owned\x07", "\ud800"),
     *("\u202egnp", "../evil", "//{box}/evil", "/{box}/evil", "a//b", ".", "..", "zarr.json"),
     *("model.safetensors", "config.json", "config.json/x", SCRIPT, "a\0b", "bfloat16", "int64"),
-    *("none", "pcodec", [], {}, [[]], [None], [1, 2], ["a"], {"a": 1}, [[["x"]]], DEEP),
+    *("none", "pcodec", "sparse", [], {}, [[]], [None], [1, 2], ["a"], {"a": 1}, [[["x"]]], DEEP),
 ]
 STEPS = (10, 20, 30, 40, 50)
 

@@ -35,7 +35,7 @@ MODELS = st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), min_size=1
 @given(
     model=MODELS,
     codec=st.sampled_from(["zstd", "lz4", "pcodec", "none"]),
-    keyframes=st.integers(1, 4),
+    keyframes=st.one_of(st.none(), st.integers(1, 4)),
     chunk=st.sampled_from([1, 3, 16, 1000]),
     checkpoints=st.integers(1, 6),
     calls=st.lists(st.integers(0, 6), max_size=3),
@@ -46,7 +46,7 @@ def test_whatever_goes_in_comes_out(
     tmp_path_factory: pytest.TempPathFactory,
     model: list[tuple[str, tuple[int, ...]]],
     codec: str,
-    keyframes: int,
+    keyframes: int | None,
     chunk: int,
     checkpoints: int,
     calls: list[int],
@@ -197,9 +197,9 @@ def test_opening_what_is_no_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"a Zarr group, but not a trajkit store"):
         Store.open(tmp_path / "other")
     later = commit().document()
-    later["attributes"]["version"] = 2
+    later["attributes"]["version"] = 3
     (tmp_path / "zarr.json").write_bytes(canonical_json(later))
-    with pytest.raises(Unsupported, match="store format version 2; this trajkit reads version 1"):
+    with pytest.raises(Unsupported, match="store format version 3; this trajkit reads versions 1"):
         Store.open(tmp_path)
 
 

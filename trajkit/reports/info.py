@@ -17,7 +17,10 @@ class StoreInfo:
 
     path: str
     codec: str
-    keyframes: int
+    keyframes: int | None
+    """K, a key frame every K checkpoints; None: by cost"""
+    keys: int
+    """key frames"""
     cast: str | None
     steps: list[int]
     tensors: list[dict[str, Any]]
@@ -25,6 +28,8 @@ class StoreInfo:
     """elements a checkpoint, by dtype"""
     raw_bytes: int
     stored_bytes: int
+    density: float | None
+    """mean share of elements that change from one checkpoint to the next; None where not kept"""
     fits: dict[str, list[int]]
     """training steps of each fit, by name"""
     fit_bytes: dict[str, int]
@@ -54,6 +59,7 @@ def describe_store(store: Store) -> StoreInfo:
         path=str(store.path),
         codec=store.commit.codec,
         keyframes=store.commit.keyframes,
+        keys=len(store.keys),
         cast=store.commit.cast,
         steps=store.steps.tolist(),
         tensors=[
@@ -63,6 +69,7 @@ def describe_store(store: Store) -> StoreInfo:
         elements={d: v.size for d, v in store.vectors.items()},
         raw_bytes=store.raw_bytes,
         stored_bytes=store.stored_bytes,
+        density=store.commit.density,
         fits=fits,
         fit_bytes={name: bytes_of(store.path / "fits" / name) for name in fits},
         stale_fits=stale,

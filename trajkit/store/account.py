@@ -43,5 +43,8 @@ class IngestResult:
     """whether an interrupt ended it (with ``watch``)"""
     cut: tuple[int, ...] = ()
     """training steps that were cut from the store first (``replace_from``)"""
+    density: float | None = None
+    """mean share of elements that change from one checkpoint to the next, where it is known: a store
+    with a key every K checkpoints does not keep it"""
     rewritten: tuple[int, ...] = ()
     """training steps in the store whose files were written again since they were ingested"""

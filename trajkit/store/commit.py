@@ -22,7 +22,13 @@ from trajkit.store.documents import group_document
 from trajkit.text import shown
 
 FORMAT = "trajkit"
-VERSION = 1
+VERSION = 2
+"""with keys by cost; a store with a key every K frames is of version 1"""
+KEY_BYTES = 4
+"""a frame becomes a key where the deltas since the last one have so many times its bytes, or
+MOST_DELTAS are between: 1.25 times the deltas' own bytes at most, and a step is read from five keys'
+bytes at most"""
+MOST_DELTAS = 2048
 MAX_CHUNK_ELEMENTS = 1 << 24
 """C that a reader takes; trajkit writes 2^18"""
 MAX_ELEMENTS = 1 << 59
@@ -40,6 +46,10 @@ class Frame:
     source: str
     """the description of the files it came from: ``assets/source-<this>.json.gz``"""
     stored_bytes: int
+    is_key: bool | None = None
+    """whether it holds the bits; None where K says it"""
+    changed: int | None = None
+    """elements of a delta frame whose bits are not those of the frame before; None where unknown"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,8 @@ class Commit:
     """The root attributes: everything that one atomic replace makes true."""
 
     codec: str
-    keyframes: int
+    keyframes: int | None
+    """K, a key every K frames; None: keys by cost"""
     chunk: int
     sizes: Mapping[str, int]
     """N of each vector, by dtype, in the order of the tensor table"""
@@ -56,11 +67,35 @@ class Commit:
     """the dtype that floating-point tensors were converted to on ingest, if they were"""
     frames: tuple[Frame, ...]
 
+    def is_key(self, t: int) -> bool:
+        """Whether frame ``t`` holds the bits; of the frame to come, whether it is to."""
+        if self.keyframes is not None:
+            return t % self.keyframes == 0
+        if t < len(self.frames):
+            return bool(self.frames[t].is_key)
+        return self._key_is_due()
+
+    def _key_is_due(self) -> bool:
+        """Whether the deltas since the last key cost as much as that key allows."""
+        spent = 0
+        for deltas, frame in enumerate(reversed(self.frames)):
+            if frame.is_key:
+                return spent >= KEY_BYTES * frame.stored_bytes or deltas >= MOST_DELTAS
+            spent += frame.stored_bytes
+        return True
+
+    @property
+    def density(self) -> float | None:
+        """The mean share of elements that change between checkpoints, of those where it is known."""
+        n = sum(self.sizes.values())
+        known = [f.changed / n for f in self.frames if f.changed is not None and n]
+        return sum(known) / len(known) if known else None
+
     def document(self) -> dict[str, Any]:
         """The root ``zarr.json``, its own digest included."""
         attributes: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.keyframes is None else 1,
             "codec": self.codec,
             "keyframes": self.keyframes,
             "chunk": self.chunk,
@@ -72,6 +107,9 @@ class Commit:
             "sources": [f.source for f in self.frames],
             "stored_bytes": [f.stored_bytes for f in self.frames],
         }
+        if self.keyframes is None:
+            attributes["keys"] = [t for t, f in enumerate(self.frames) if f.is_key]
+            attributes["changed"] = [f.changed for f in self.frames]
         attributes["sha256"] = sha256_of(canonical_json(attributes))
         return group_document(attributes)
 
@@ -88,20 +126,21 @@ class Commit:
         if made_by is None or made_by.value != FORMAT:
             raise FormatError(f"{shown(path)}: a Zarr group, but not a trajkit store")
         version = attributes["version"].whole()
-        if version != VERSION:
+        if not 1 <= version <= VERSION:
             raise Unsupported(
-                f"{shown(path)}: store format version {version}; this trajkit reads version "
+                f"{shown(path)}: store format version {version}; this trajkit reads versions 1 to "
                 f"{VERSION}"
             )
         cast = attributes.get("cast")
+        frames = _parse_frames(attributes)
         commit = cls(
             codec=attributes["codec"].one_of(CODECS),
-            keyframes=attributes["keyframes"].whole(1),
+            keyframes=attributes["keyframes"].whole(1) if version == 1 else None,
             chunk=attributes["chunk"].whole(1, MAX_CHUNK_ELEMENTS),
             sizes=_parse_sizes(attributes["sizes"]),
             tensors_sha256=attributes["tensors_sha256"].digest(64),
             cast=None if cast is None else cast.one_of(FLOATS),
-            frames=_parse_frames(attributes),
+            frames=frames if version == 1 else _parse_keys(attributes, frames),
         )
         if canonical_json(commit.document()) != content:
             raise FormatError(f"{shown(path)}: damaged: its digest does not match its content")
@@ -133,6 +172,21 @@ def _parse_frames(attributes: Node) -> tuple[Frame, ...]:
     return tuple(
         Frame(step, digest.digest(32), source.digest(SOURCE_DIGITS), n_bytes)
         for step, digest, source, n_bytes in zip(steps, digests, sources, stored, strict=True)
+    )
+
+
+def _parse_keys(attributes: Node, frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    """The checkpoints with what a store of keys by cost says of them besides."""
+    keys = attributes["keys"].wholes()
+    begins = keys[:1] == ((0,) if frames else ())
+    if not (begins and all(a < b for a, b in pairwise((*keys, len(frames))))):
+        raise attributes["keys"].refuse("ascending frames of the store, the first of them 0")
+    changed = attributes["changed"].items(len(frames))
+    known = [None if node.value is None else node.whole(0, MAX_ELEMENTS) for node in changed]
+    held = set(keys)
+    return tuple(
+        replace(frame, is_key=t in held, changed=n)
+        for t, (frame, n) in enumerate(zip(frames, known, strict=True))
     )
 
 

@@ -10,7 +10,7 @@ from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
 from trajkit.checkpoints.series import as_paths, find_series
 from trajkit.checkpoints.trainers import Found
-from trajkit.defaults import DEFAULT_CODEC, DEFAULT_KEYFRAMES, DEFAULT_MEMORY_BYTES, DEFAULT_STORE
+from trajkit.defaults import DEFAULT_CODEC, DEFAULT_MEMORY_BYTES, DEFAULT_STORE
 from trajkit.errors import InvalidInput, Locked, Mismatch, NotFound, StorageError, TrajkitError
 from trajkit.parallel import Plan, count_workers, plan_workers
 from trajkit.progress import (
@@ -62,7 +62,8 @@ def ingest(
         base: the model before training, appended as step 0.
         codec: ``zstd`` (default), ``lz4``, ``sparse``, ``pcodec`` or ``none``; fixed when the store
             is made.
-        keyframes: K, a key frame every K checkpoints (default 64); fixed when the store is made.
+        keyframes: K, a key frame every K checkpoints; without it, where the changes since the last one
+            cost four times as much as it did. Fixed when the store is made.
         dtype: convert floating-point tensors to this dtype (``bfloat16`` or ``float32``), rounding
             once to nearest even; recorded in the store.
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
@@ -346,7 +347,7 @@ class _Job:
                     writer.create(
                         checkpoint,
                         self.codec or DEFAULT_CODEC,
-                        self.keyframes or DEFAULT_KEYFRAMES,
+                        self.keyframes,
                         self.cast,
                     )
                     self._note_cast(checkpoint)
@@ -416,8 +417,9 @@ class _Job:
             ("keyframes", self.keyframes, store.commit.keyframes),
         ):
             if asked is not None and asked != made:
+                how = f"without --{option}" if made is None else f"with --{option} {made}"
                 raise InvalidInput(
-                    f"{store.path}: was made with --{option} {made}, which is fixed at creation; "
+                    f"{store.path}: was made {how}, which is fixed at creation; "
                     "leave the option out, or name another --store"
                 )
 
@@ -435,6 +437,7 @@ class _Job:
             skipped=len(self.skipped),
             raw_bytes=0 if store is None else store.raw_bytes,
             stored_bytes=0 if store is None else store.stored_bytes,
+            density=None if store is None else store.commit.density,
             seconds=seconds,
             bytes_per_second=self.raw_bytes / self.busy_seconds if self.busy_seconds else 0.0,
             bottleneck=self.bottleneck(),

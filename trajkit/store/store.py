@@ -9,9 +9,9 @@
       assets/                the run's config and tokenizer files; descriptions of the source files
       fits/<name>/           see trajkit.fits
 
-Frame t is a *key* frame (the bits as they are) when t is a multiple of K, otherwise a *delta* frame
-of zigzag differences to frame t - 1. What lies beyond the committed steps is ignored. DESIGN.md
-says what must hold and what is refused.
+Frame t is a *key* frame (the bits as they are) where the commit says so, by a list or by K, otherwise a
+*delta* frame of zigzag differences to frame t - 1. What lies beyond the committed steps is ignored.
+DESIGN.md says what must hold and what is refused.
 """
 
 import stat
@@ -146,8 +146,19 @@ class Store:
         return f"it holds {len(self.steps)} steps from {self.steps[0]} to {self.steps[-1]}"
 
     def is_key(self, t: int) -> bool:
-        """Whether frame ``t`` is a key frame."""
-        return t % self.commit.keyframes == 0
+        """Whether frame ``t`` is a key frame; of the frame to come, whether it will be."""
+        return bool(self._key_flags[t])
+
+    @cached_property
+    def _key_flags(self) -> Array:
+        """Which frames are keys, the one to come after them; bool [T + 1]."""
+        return np.array([self.commit.is_key(t) for t in range(len(self.commit.frames) + 1)])
+
+    @property
+    def keys(self) -> list[int]:
+        """The key frames, ascending."""
+        found: list[int] = np.flatnonzero(self._key_flags[:-1]).tolist()
+        return found
 
     def read_codes(self, dtype: str, t: int, k: int, out: Array) -> None:
         """Fill ``out`` (unsigned [C]) with the codes of chunk ``k`` of frame ``t``."""
@@ -209,10 +220,10 @@ class Store:
     def read_bits(self, dtype: str, t: int, k: int, out: Array, scratch: Array) -> None:
         """Fill ``out`` (unsigned [C]) with the bits of chunk ``k`` at frame ``t``.
 
-        Decodes from the last key frame on, at most K - 1 deltas; ``scratch`` is sized as ``out``.
+        Decodes from the last key frame on; ``scratch`` is sized as ``out``.
         What comes out is checked against its digest.
         """
-        key = t - t % self.commit.keyframes
+        key = int(np.flatnonzero(self._key_flags[: t + 1])[-1])
         self.read_codes(dtype, key, k, out)
         for later in range(key + 1, t + 1):
             self.read_codes(dtype, later, k, scratch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Protocol
@@ -120,17 +121,16 @@ def element_bits(store: Store, dtype: str, elements: Array) -> Array:
         k: np.flatnonzero(elements // vector.chunk == k)
         for k in np.unique(elements // vector.chunk).tolist()
     }
-    keys = range(0, n_frames, store.commit.keyframes)
+    runs = [range(*pair) for pair in pairwise([*store.keys, n_frames])]
 
-    def gather(place: tuple[int, int]) -> None:
-        k, key = place
+    def gather(place: tuple[int, range]) -> None:
+        k, frames = place
         within = elements[places[k]] - k * vector.chunk
-        frames = range(key, min(key + store.commit.keyframes, n_frames))
         for t, bits in chunk_history(store, dtype, k, frames):
             out[t, places[k]] = bits[within]
 
     with ThreadPoolExecutor(count_workers()) as pool:
-        for _ in pool.map(gather, [(k, key) for k in places for key in keys]):
+        for _ in pool.map(gather, [(k, frames) for k in places for frames in runs]):
             pass
     return out
 

@@ -142,7 +142,7 @@ class StoreWriter:
         self,
         checkpoint: Checkpoint,
         codec: str,
-        keyframes: int,
+        keyframes: int | None,
         cast: str | None,
         chunk: int = CHUNK_ELEMENTS,
     ) -> None:
@@ -150,9 +150,16 @@ class StoreWriter:
         self.lay_out(lay_out_checkpoint(checkpoint, cast, chunk), codec, keyframes, cast)
 
     def lay_out(
-        self, vectors: Mapping[str, FlatVector], codec: str, keyframes: int, cast: str | None
+        self,
+        vectors: Mapping[str, FlatVector],
+        codec: str,
+        keyframes: int | None,
+        cast: str | None,
     ) -> None:
-        """Lay out a new store of these flat vectors; it exists with the first commit."""
+        """Lay out a new store of these flat vectors; it exists with the first commit.
+
+        Without ``keyframes`` its keys are by cost.
+        """
         table = canonical_json(table_document(vectors))
         commit = Commit(
             codec=codec,
@@ -206,16 +213,21 @@ class StoreWriter:
                 f"{store.commit.frames[-1].step}, and frames are never rewritten"
             )
         source.check_tied()
-        stored = 0
+        stored, changed = 0, 0
         digests: dict[str, Array] = {}
         for dtype in store.vectors:
-            n_bytes, digests[dtype] = self._write_frame(store, dtype, t, source, previous, advanced)
-            stored += n_bytes
+            n_bytes, moved, digests[dtype] = self._write_frame(
+                store, dtype, t, source, previous, advanced
+            )
+            stored, changed = stored + n_bytes, changed + moved
         source.check_unchanged()
         name, record = source.describe(self._keep_asset)
         if not source_path(self.path, name).exists():
             replace_file(source_path(self.path, name), record)
         frame = Frame(step, frame_digest(list(digests.values())), name, stored)
+        if store.commit.keyframes is None:
+            is_key = store.is_key(t)
+            frame = replace(frame, is_key=is_key, changed=None if is_key else changed)
         self._commit(store.grown(add_frame(store.commit, frame)))
         self.layout().keep_digests(t, digests)  # the next step's difference asks for them
         return frame
@@ -263,20 +275,27 @@ class StoreWriter:
         source: FrameSource,
         previous: FrameSource | None,
         advanced: Callable[[int], None],
-    ) -> tuple[int, Array]:
-        """Code, compress and write one vector's frame: (bytes on disk, uint64 [chunks] digests)."""
+    ) -> tuple[int, int, Array]:
+        """Code, compress and write one vector's frame.
+
+        Returns:
+            Bytes on disk, codes that are not zero, and the chunks' digests, uint64 [chunks].
+        """
         vector = store.vectors[dtype]
         digests = np.zeros(vector.n_chunks, np.uint64)
         committed = None
         if not store.is_key(t) and previous is not None:
             committed = store.chunk_digests(t - 1)[dtype]
 
-        def encode(k: int) -> bytes:
+        def encode(k: int) -> tuple[bytes, int]:
             return self._encode_chunk(store, dtype, t, k, source, previous, committed, digests)
+
+        changed = 0
 
         with RowWriter(store.frames[dtype], t) as frame:
             chunks = range(vector.n_chunks)
-            for k, coded in map_in_order(self._pool, encode, chunks, ahead=2 * self.workers):
+            for k, (coded, moved) in map_in_order(self._pool, encode, chunks, 2 * self.workers):
+                changed += moved
                 clock = time.perf_counter()
                 frame.append(coded)
                 self.seconds["write"] += time.perf_counter() - clock
@@ -285,7 +304,7 @@ class StoreWriter:
         with RowWriter(store.digests[dtype], t) as row:
             if vector.n_chunks:
                 row.append(store.digests[dtype].codec.encode(digests))
-        return frame.n_bytes + row.n_bytes, digests
+        return frame.n_bytes + row.n_bytes, changed, digests
 
     def _encode_chunk(
         self,
@@ -297,8 +316,12 @@ class StoreWriter:
         previous: FrameSource | None,
         committed: Array | None,
         digests: Array,
-    ) -> bytes:
-        """One worker's job: read a chunk and its predecessor, difference, compress."""
+    ) -> tuple[bytes, int]:
+        """One worker's job: read a chunk and its predecessor, difference, compress.
+
+        Returns:
+            The coded bytes, and how many codes are not zero.
+        """
         vector = store.vectors[dtype]
         start, stop = vector.chunk_span(k)
         n = stop - start
@@ -321,7 +344,7 @@ class StoreWriter:
         with self._seconds_lock:
             for stage, spent in zip(("read", "code", "compress"), np.diff(clocks), strict=True):
                 self.seconds[stage] += float(spent)
-        return coded
+        return coded, int(np.count_nonzero(codes))
 
     def _fill_previous(
         self,

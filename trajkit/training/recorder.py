@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from trajkit.arrays import DTYPES
 from trajkit.checkpoints.layout import FlatVector, lay_out, tensors_of
-from trajkit.defaults import DEFAULT_CODEC, DEFAULT_KEYFRAMES, DEFAULT_STORE
+from trajkit.defaults import DEFAULT_CODEC, DEFAULT_STORE
 from trajkit.errors import InvalidInput, Mismatch, TrajkitError, needing, warn
 from trajkit.store.commit import chunk_digest
 from trajkit.store.ingest import check_options
@@ -94,7 +94,7 @@ class Recorder:
         """processor time in the training's thread, and in the one beside it"""
         self.cut: tuple[int, ...] = ()
         """steps cut from the store (``replace_from``)"""
-        self._codec, self._keyframes = codec or DEFAULT_CODEC, keyframes or DEFAULT_KEYFRAMES
+        self._codec, self._keyframes = codec or DEFAULT_CODEC, keyframes
         self._config, self._tokenizer, self._replace_from = config, tokenizer, replace_from
         self._slots, self._made = waiting + 2, 0
         self._free: SimpleQueue[HostCopy] = SimpleQueue()
