@@ -23,6 +23,7 @@ from trajkit.text import count, format_bytes, format_rate, format_seconds
         "trajkit ingest ckpts/",
         "trajkit ingest runs/grpo --base Qwen2.5-1.5B --store run.zarr",
         "trajkit ingest ckpts/ --watch",
+        "trajkit ingest ckpts/ --watch --delete-ingested",
         r"trajkit ingest ckpts/ --pattern 'epoch_(\d+)'",
         "trajkit ingest 0=base/ 300=exports/late/",
     ),
@@ -54,6 +55,13 @@ from trajkit.text import count, format_bytes, format_rate, format_seconds
 @click.option(
     "--watch", is_flag=True, help="Go on while training runs; interrupt (or SIGTERM) to end."
 )
+@click.option(
+    "--delete-ingested",
+    is_flag=True,
+    help="With --watch: delete a checkpoint's own files (weights, index, config, tokenizer) once the "
+    "store was decoded and compared with them, byte for byte. The last complete checkpoint stays, and "
+    "so does whatever else lies in its folder.",
+)
 @click.option("--poll-seconds", type=click.FloatRange(min=0), default=5.0, hidden=True)
 @click.option(
     "--replace-from",
@@ -75,6 +83,7 @@ def ingest_command(
     dtype: str | None,
     memory: str,
     watch: bool,
+    delete_ingested: bool,
     poll_seconds: float,
     replace_from: int | None,
     dry_run: bool,
@@ -94,6 +103,8 @@ def ingest_command(
 
     from trajkit.store.ingest import ingest, plan_ingest
 
+    if delete_ingested and not watch:
+        raise click.UsageError("--delete-ingested goes with --watch")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
 
     if dry_run:
@@ -133,6 +144,7 @@ def ingest_command(
             poll_seconds=poll_seconds,
             replace_from=replace_from,
             pattern=pattern,
+            delete_ingested=delete_ingested,
             progress=progress,
         )
     console.data(result)
@@ -150,6 +162,9 @@ def ingest_command(
             f"  {format_seconds(result.seconds)}, "
             f"{format_rate(result.bytes_per_second, 1)}; pace set by: {result.bottleneck}"
         )
+    if result.deleted:
+        freed = format_bytes(result.deleted_bytes)
+        console.say(f"  deleted the files of {count(len(result.deleted), 'step')}, {freed}")
     if result.interrupted:
         return 130
     console.next_command(spell("fit", "--rsq-threshold", "0.7", store=store))

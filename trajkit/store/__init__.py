@@ -19,6 +19,7 @@ frame_source  what a frame is made of: files, or a copy in memory
 writer      appending checkpoints
 heal        what a killed writer left, removed
 rewritten   steps whose files are no longer what was ingested
+release     files of ingested checkpoints deleted, once proved to be in the store
 account     what an ingest would do, and what it did
 ingest      verb: append what a trainer wrote
 output      where a verb may write a folder

@@ -48,3 +48,6 @@ class IngestResult:
     with a key every K checkpoints does not keep it"""
     rewritten: tuple[int, ...] = ()
     """training steps in the store whose files were written again since they were ingested"""
+    deleted: tuple[int, ...] = ()
+    """training steps whose files were deleted since the store gives them back (``delete_ingested``)"""
+    deleted_bytes: int = 0

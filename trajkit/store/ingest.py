@@ -27,6 +27,7 @@ from trajkit.store.account import IngestPlan, IngestResult
 from trajkit.store.codecs import codec_by_name
 from trajkit.store.metrics import keep_metrics
 from trajkit.store.place import check_place
+from trajkit.store.release import Released, release_all
 from trajkit.store.rewritten import Rewritten, keep_before
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
@@ -48,6 +49,7 @@ def ingest(
     poll_seconds: float = 5.0,
     replace_from: int | None = None,
     pattern: str | None = None,
+    delete_ingested: bool = False,
     progress: Progress | bool = False,
 ) -> IngestResult:
     """Append the complete checkpoints found at ``paths`` to a store, which is made if missing.
@@ -75,6 +77,8 @@ def ingest(
             what is found of them: a run was resumed and wrote them again. Steps before it stay.
         pattern: a regular expression whose one group is the step, in place of the trainers' names:
             ``epoch_([0-9]+)`` (see :func:`trajkit.checkpoints.series.find_series`).
+        delete_ingested: with ``watch``, delete a checkpoint's own files once the store was proved to
+            give them back and a later checkpoint is complete (see :mod:`trajkit.store.release`).
         progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
@@ -90,9 +94,12 @@ def ingest(
     check_options(codec, keyframes, dtype, poll_seconds)
     if watch and replace_from is not None:
         raise InvalidInput("replace_from and watch do not go together: replace first, then watch")
+    if delete_ingested and not watch:
+        raise InvalidInput("delete_ingested goes with watch: files are deleted as later steps come")
     path_list, base_path = as_paths(paths), None if base is None else Path(base)
     budget = parse_bytes(memory)
     job = _Job(path_of(store), codec, keyframes, dtype, budget, progress, replace_from, pattern)
+    job.deletes = delete_ingested
     interrupted = False
     try:
         if watch:
@@ -151,6 +158,9 @@ class _Job:
         self.pattern = pattern
         self.replace_from = replace_from
         self.cut: tuple[int, ...] = ()
+        self.deletes = False
+        self.released: list[Released] = []
+        self._looked_at: set[int] = set()
         self.rewritten = Rewritten()
         self.store_path = store_path
         self.codec = codec
@@ -194,6 +204,10 @@ class _Job:
                 self.run(found, ready, patient=True)
                 if ready:
                     self.keep_metrics(ready)
+                if self.deletes and (store := self.committed()) is not None:
+                    self.released += release_all(
+                        store, found, self.budget, self.progress, self._looked_at
+                    )
             except (HalfWritten, Locked, NotFound) as error:
                 self.note(f"waiting: {error}")
             time.sleep(poll_seconds)
@@ -445,6 +459,8 @@ class _Job:
             interrupted=interrupted,
             cut=self.cut,
             rewritten=self.rewritten.steps,
+            deleted=tuple(item.step for item in self.released),
+            deleted_bytes=sum(item.n_bytes for item in self.released),
         )
 
 
