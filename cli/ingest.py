@@ -96,6 +96,9 @@ def ingest_command(
     refused, and so is a step that was written again since, unless --replace-from says where the new
     run begins.
 
+    A folder of anchors/step_N.safetensors and deltas/step_N.safetensors, as trainers send them to
+    rollout engines, is ingested step by step.
+
     PEFT adapters are kept as their own tensors, A and B, with their config. Mind that a line in A
     and B is not a line in their product BA.
     """

@@ -15,6 +15,7 @@ from trajkit.cli.addresses import spare_address_space
 from trajkit.cli.backtest import backtest_command
 from trajkit.cli.drop import drop_command
 from trajkit.cli.evidence import evidence_command
+from trajkit.cli.export import export_command
 from trajkit.cli.extrapolate import extrapolate_command
 from trajkit.cli.fit import fit_command
 from trajkit.cli.generate import generate_command
@@ -68,6 +69,7 @@ for _command in (
     reground_command,
     report_command,
     restore_command,
+    export_command,
     verify_command,
     info_command,
     drop_command,

@@ -21,6 +21,7 @@ _HOME = {
     "extrapolate_guided": "trajkit.outputs.guide.guided",
     "report": "trajkit.reports.report",
     "restore": "trajkit.store.restore",
+    "export_deltas": "trajkit.store.export",
     "verify": "trajkit.reports.verify",
     "open": "trajkit.trajectory",
     "Trajectory": "trajkit.trajectory",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from trajkit.outputs.models import load_weights as load_weights
     from trajkit.reports.report import report as report
     from trajkit.reports.verify import verify as verify
+    from trajkit.store.export import export_deltas as export_deltas
     from trajkit.store.ingest import ingest as ingest
     from trajkit.store.restore import restore as restore
     from trajkit.training.driver import reground as reground

@@ -16,6 +16,7 @@ record      what is kept of a checkpoint's files
 tied        tensors that share their values
 shards      which safetensors files a folder to be written consists of
 target      where a folder may be written: what may be replaced
+deltas      a stream of weight deltas: anchors, and what changed between
 metrics     metrics by training step: a trainer's log, or a file of them
 folder      a checkpoint folder written whole or not at all
 """

@@ -19,7 +19,12 @@ frame_source  what a frame is made of: files, or a copy in memory
 writer      appending checkpoints
 heal        what a killed writer left, removed
 rewritten   steps whose files are no longer what was ingested
+ingest_stream  a stream of weight deltas, appended as checkpoints
+stream_source  a step of such a stream as a frame
+description    the files that restoring a recorded step writes
+export      verb: a store's steps written as a stream of weight deltas
 release     files of ingested checkpoints deleted, once proved to be in the store
+options     those that a store can be made with
 account     what an ingest would do, and what it did
 ingest      verb: append what a trainer wrote
 output      where a verb may write a folder

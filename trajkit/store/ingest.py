@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trajkit.arrays import DTYPES
 from trajkit.checkpoints.checkpoint import Checkpoint, HalfWritten, open_checkpoint
+from trajkit.checkpoints.deltas import is_stream
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
 from trajkit.checkpoints.series import as_paths, find_series
@@ -24,8 +25,9 @@ from trajkit.progress import (
     silent,
 )
 from trajkit.store.account import IngestPlan, IngestResult
-from trajkit.store.codecs import codec_by_name
+from trajkit.store.ingest_stream import ingest_stream
 from trajkit.store.metrics import keep_metrics
+from trajkit.store.options import check_options
 from trajkit.store.place import check_place
 from trajkit.store.release import Released, release_all
 from trajkit.store.rewritten import Rewritten, keep_before
@@ -59,7 +61,8 @@ def ingest(
 
     Args:
         paths: a folder of step folders, step folders, files, or ``STEP=PATH`` (see
-            :func:`trajkit.checkpoints.series.find_series`).
+            :func:`trajkit.checkpoints.series.find_series`); or a stream of weight deltas
+            (:mod:`trajkit.checkpoints.deltas`).
         store: the store's folder, or the store or trajectory that is open.
         base: the model before training, appended as step 0.
         codec: ``zstd`` (default), ``lz4``, ``sparse``, ``pcodec`` or ``none``; fixed when the store
@@ -98,6 +101,13 @@ def ingest(
         raise InvalidInput("delete_ingested goes with watch: files are deleted as later steps come")
     path_list, base_path = as_paths(paths), None if base is None else Path(base)
     budget = parse_bytes(memory)
+    if len(path_list) == 1 and is_stream(path_list[0]):
+        if watch or base_path or dtype or pattern or replace_from is not None:
+            raise InvalidInput(
+                f"{path_list[0]}: a stream of deltas goes without watch, base, dtype, pattern and "
+                "replace_from; ingest the base model first, as 0=PATH"
+            )
+        return ingest_stream(path_list[0], path_of(store), codec, keyframes, budget, progress)
     job = _Job(path_of(store), codec, keyframes, dtype, budget, progress, replace_from, pattern)
     job.deletes = delete_ingested
     interrupted = False
@@ -462,20 +472,6 @@ class _Job:
             deleted=tuple(item.step for item in self.released),
             deleted_bytes=sum(item.n_bytes for item in self.released),
         )
-
-
-def check_options(
-    codec: str | None, keyframes: int | None, dtype: str | None, poll_seconds: float = 1.0
-) -> None:
-    """Refuse options that no store can be made with."""
-    if codec is not None:
-        codec_by_name(codec)
-    if keyframes is not None and keyframes < 1:
-        raise InvalidInput(f"keyframes must be 1 or more, not {keyframes}")
-    if not 0 <= poll_seconds < float("inf"):
-        raise InvalidInput(f"poll_seconds must be 0 or more, not {poll_seconds}")
-    if dtype is not None and not (dtype in DTYPES and DTYPES[dtype].is_float):
-        raise InvalidInput(f"dtype must be a floating-point type such as bfloat16, not {dtype!r}")
 
 
 def _stamp(path: Path) -> object:

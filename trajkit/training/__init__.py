@@ -3,7 +3,6 @@
 recorder      every step into the store, without checkpoint folders
 tensors       a live model's tensors by their names in a checkpoint
 host_copy     a copy of them in host memory, as the store's flat vectors
-description   the files that restoring a recorded step writes
 side_files    config and tokenizer files of a model in memory
 rules      which drift a jump follows: one line a rule
 pooled     the pooled drift with a significance gate and forgetting

@@ -13,7 +13,7 @@ from torch import Tensor
 from trajkit.arrays import DTYPES, Array
 from trajkit.checkpoints.cast import convert_bits
 from trajkit.checkpoints.layout import FlatVector, TensorInfo, tensors_of
-from trajkit.training.description import Description
+from trajkit.store.description import Description
 from trajkit.training.tensors import dtype_of
 
 

@@ -25,12 +25,12 @@ from trajkit.checkpoints.layout import FlatVector, lay_out, tensors_of
 from trajkit.defaults import DEFAULT_CODEC, DEFAULT_STORE
 from trajkit.errors import InvalidInput, Mismatch, TrajkitError, needing, warn
 from trajkit.store.commit import chunk_digest
-from trajkit.store.ingest import check_options
+from trajkit.store.description import Description
 from trajkit.store.metrics import fold_journal, journal_metrics
+from trajkit.store.options import check_options
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, path_of
 from trajkit.store.writer import StoreWriter, bytes_a_worker
-from trajkit.training.description import Description
 from trajkit.training.side_files import collect_side_files
 
 with needing("recording a model needs", "models"):
