@@ -131,8 +131,10 @@ def _say_forwards(console: Console, plan: "GuidedPlan") -> None:
         f"reference, {guide.candidates + guide.families} rules, {guide.judging} to judge, {guide.curve} "
         "at other horizons"
     )
+    few = f" of {guide.responses:,}" if guide.places < guide.responses else ""
     console.say(
-        f"  KL over {guide.places:,} response tokens; the fit, {format_bytes(guide.fit_bytes)}, is {fit}"
+        f"  KL over {guide.places:,}{few} response tokens; the fit, "
+        f"{format_bytes(guide.fit_bytes)}, is {fit}"
     )
 
 

@@ -87,7 +87,7 @@ def measure(name: str, seen: Path, later: Path) -> Numbers:
         trajkit.ingest(seen, folder / "s.zarr")
         traj = trajkit.open(folder / "s.zarr")
         trajkit.fit(traj, rsq_threshold=0.7)
-        trajkit.backtest(traj)
+        backtest = trajkit.backtest(traj)
         first, last = int(traj.steps[0]), int(traj.steps[-1])
         base, tokenizer = load_model(seen / f"checkpoint-{first}")
         second, moved = (trajkit.load_model(traj, last, dtype="float32") for _ in range(2))
@@ -100,7 +100,8 @@ def measure(name: str, seen: Path, later: Path) -> Numbers:
             real = later / f"checkpoint-{step}"
             if real.exists():
                 p["real"] = judge(load_model(real)[0])
-            extra: Numbers = {}
+            best = backtest.best_for(step - last)["rule"]
+            extra: Numbers = {"best of the backtest": {"rule": best}}
             for rule, how in RULES.items():
                 trajkit.load_weights(moved, traj, step, **how)
                 p[rule] = judge(moved)
@@ -108,7 +109,8 @@ def measure(name: str, seen: Path, later: Path) -> Numbers:
                 started = time.perf_counter()
                 found = trajkit.guide(traj, probes, step, **search)
                 seconds = time.perf_counter() - started
-                trajkit.load_weights(moved, traj, step, **found.options)
+                written = RULES["hold"] if found.refusal else found.options
+                trajkit.load_weights(moved, traj, step, **written)
                 p[label] = judge(moved)
                 extra[label] = {
                     "rule": found.rule,
@@ -235,7 +237,9 @@ def rule_table(run: Numbers) -> str:
         lines.append(f"| {shown(label)} | " + " | ".join(cells) + " |")
     chosen = [row_of(run, GUIDED, w) for w, _ in steps]
     lines.append(
-        "| the rule that was chosen | " + " | ".join(f"`{r['rule']}`" for r in chosen if r) + " |"
+        "| the rule that was chosen | "
+        + " | ".join(f"`{r['rule']}`{' (refused)' if r['refusal'] else ''}" for r in chosen if r)
+        + " |"
     )
     lines.append(
         "| KL from the logits, of holding's | "

@@ -158,6 +158,13 @@ def value_ticks(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "−")))
 
 
+def log_ticks(ax: Axes) -> None:
+    """Powers of ten along y, as numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
 def no_minor_ticks(ax: Axes) -> None:
     """None, on a logarithmic axis too."""
     ax.xaxis.set_minor_locator(NullLocator())

@@ -6,7 +6,7 @@ from typing import Any
 
 from trajkit.errors import NotFound
 from trajkit.outputs.guide.kept import read_searches
-from trajkit.reports.figures import Drawing, rule_across, whole_ticks, write
+from trajkit.reports.figures import Drawing, log_ticks, rule_across, whole_ticks, write
 from trajkit.reports.markup import escape
 from trajkit.reports.palette import Palette
 from trajkit.store.store import Store
@@ -135,7 +135,7 @@ def draw_guide(page: GuidePage, palette: Palette, width: int) -> Drawing:
                 ax, name, (0, 1), (4 + 150 * (len(curves) - 1 - i), 12), color=colour, fontsize=10
             )
     if any(y > 0 for points in curves.values() for _, y in points):
-        ax.set_yscale("log")
+        log_ticks(ax)
     ax.set_xlabel("training steps beyond the data")
     whole_ticks(ax, width - left - right)
     rule_across(ax)

@@ -141,7 +141,8 @@ class Guide:
         batch_tokens: ids a batch, padding included.
         places: most response tokens whose distributions are compared, a part.
         split_seed: of the parting of the probes.
-        memory: budget for distributions and the fit's copy; model and batch come on top.
+        memory: budget; half of it for distributions, a quarter for the fit's copy, a quarter for what
+            is evaluated; model and batch come on top.
         progress: receives :mod:`trajkit.progress` events, in forwards.
         options: of :func:`trajkit.extrapolate`: ``tensors``, ``rounding``, ``seed``.
 
@@ -172,7 +173,9 @@ class Guide:
         if depth not in DEPTHS:
             raise InvalidInput(f"unknown guide depth {depth!r}: choose from {', '.join(DEPTHS)}")
         budget_bytes = parse_bytes(memory)
-        self.trials = Trials(traj, {"fit": fit, "device": device, **options}, budget_bytes // 2)
+        self.trials = Trials(
+            traj, {"fit": fit, "device": device, **options}, budget_bytes // 4, budget_bytes // 4
+        )
         self.dtype = dtype or ("float32" if model_device == "cpu" else None)
         self.device = model_device
         self.progress = progress
@@ -216,6 +219,7 @@ class Guide:
             probes=self.n_probes,
             tokens=sum(part.tokens for part in self.parts),
             places=sum(len(part.places) for part in self.parts),
+            responses=sum(len(p.response_ids) for part in self.parts for p in part.probes),
             fit_bytes=self.trials.held_bytes,
             fit_in_memory=self.trials.is_held,
         )

@@ -30,6 +30,8 @@ class GuidePlan:
     """ids of all probes, prompts included: two parts' forwards, or three's"""
     places: int
     """response tokens whose distributions are compared"""
+    responses: int
+    """response tokens there are"""
     fit_bytes: int
     """of a copy of the fit"""
     fit_in_memory: bool

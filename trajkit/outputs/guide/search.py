@@ -21,8 +21,8 @@ def search_rules(score: Score, rules: Sequence[GuideRule], most: int) -> list[Tr
     """Score rules, all of them where that takes no more than ``most`` forwards.
 
     Where it takes more: those of damping 1, then all dampings of the best one's gate, then all gates of
-    the best one's damping, and so on until nothing is left to try beside the best, or the forwards are
-    spent. ``hold`` takes no forward, and comes first.
+    the best one's damping, and so on until nothing is left to try beside the best; the forwards that are
+    left then go to the rest in its order. ``hold`` takes no forward, and comes first.
 
     >>> grid = [GuideRule("damped", g, d) for d in (1, 2, 3) for g in ("rsq:0.1", "rsq:0.5")]
     >>> far = lambda rule: abs(rule.damping - 3) + (rule.gate == "rsq:0.1")
@@ -56,6 +56,7 @@ def search_rules(score: Score, rules: Sequence[GuideRule], most: int) -> list[Tr
             [r for r in free if r.damping == damping]
         ):
             break
+    visit(free)
     return list(tried.values())
 
 

@@ -34,25 +34,28 @@ class Trials:
         traj: the run.
         options: of :func:`trajkit.extrapolate` that do not depend on the rule: ``fit``,
             ``tensors``, ``rounding``, ``seed``, ``device``.
-        memory_bytes: for the fit's copy.
+        copy_bytes: of memory, for the fit's copy.
+        work_bytes: of memory, for what is evaluated at once.
 
     Raises:
         As :func:`trajkit.extrapolate`, for options that make no sense.
     """
 
-    def __init__(self, traj: Source, options: dict[str, Any], memory_bytes: int) -> None:
+    def __init__(
+        self, traj: Source, options: dict[str, Any], copy_bytes: int, work_bytes: int
+    ) -> None:
         base = Request.make(traj, 0, estimator="damped", damping=1.0, gate="none", **options)
         self._line = resolve(base)
         self._pair = resolve(Request.make(traj, 0, estimator="two-point", **options))
         self.store: Store = self._line.store
         assert self._line.fit is not None
         self.fit = self._line.fit
-        self.memory_bytes = memory_bytes
+        self.work_bytes = work_bytes
         vectors = self.store.vectors.values()
         self.held_bytes = sum(
             v.n_chunks * v.chunk * (_FIT_BYTES + 2 * v.dtype.itemsize) for v in vectors
         )
-        self.is_held = self.held_bytes <= memory_bytes
+        self.is_held = self.held_bytes <= copy_bytes
         """whether what is read of the fit is kept; if not, it is read for every rule"""
         self._kept: Kept | None = {} if self.is_held else None
         self.model: Any = None
@@ -95,7 +98,7 @@ class Trials:
 
     def tensors(self, rule: GuideRule, step: int) -> Iterator[tuple[str, Array]]:
         """What a rule says of a step, tensor by tensor."""
-        values = StepValues(self.evaluation(rule), step, self.memory_bytes, kept=self._kept)
+        values = StepValues(self.evaluation(rule), step, self.work_bytes, kept=self._kept)
         for vector in self.store.vectors.values():
             yield from assemble_tensors(vector, values.chunks(vector))
 
