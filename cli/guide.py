@@ -139,6 +139,9 @@ def _say_forwards(console: Console, plan: "GuidedPlan") -> None:
 
 
 def _say_search(console: Console, result: "GuidedResult") -> None:
+    if result.horizon is not None:
+        sentence = str(result.horizon["sentence"])
+        console.say(f"{sentence[0].upper()}{sentence[1:]}.")
     for found in result.guides:
         sentence = str(found["sentence"])
         console.say(f"{sentence[0].upper()}{sentence[1:]}.")

@@ -68,12 +68,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", nargs=3, action="append", metavar=("NAME", "SEEN", "LATER"))
     parser.add_argument("--out", type=Path, help="JSON to write")
-    parser.add_argument("--table", type=Path, help="print the tables of this JSON")
+    parser.add_argument(
+        "--table", nargs="+", type=Path, help="print the tables of these JSON files"
+    )
     options = parser.parse_args()
+    found: list[Numbers]
     if options.table is not None:
-        print(tables(json.loads(options.table.read_text())))
+        found = [run for path in options.table for run in json.loads(path.read_text())]
+        if options.out is not None:
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+        print(tables(found))
         return
-    found: list[Numbers] = []
+    found = []
     for name, seen, later in options.run:
         found.append(measure(name, Path(seen), Path(later)))
         options.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -221,46 +227,55 @@ def interval(values: Any) -> dict[str, float]:
 
 def tables(found: Sequence[Numbers]) -> str:
     """The README's tables: rules, then probes."""
-    return "\n\n".join([*(rule_table(run) for run in found), probe_table(found)])
+    return f"{rule_table(found)}\n\n{probe_table(found)}"
 
 
-def rule_table(run: Numbers) -> str:
-    """One run: a row a rule, a column a horizon, p(correct) with its interval."""
-    steps = list(dict.fromkeys((r["windows"], r["step"]) for r in run["rows"]))
-    head = "".join(f" +{w:g} windows, {step:,} |" for w, step in steps)
-    lines = [
-        f"| {run['run']}, steps {run['first']} to {run['last']} |{head}",
-        "|---|" + "---|" * len(steps),
-    ]
-    for label in (*RULES, GUIDED, "logits", "real"):
-        cells = [cell_of(run, label, w) for w, _ in steps]
-        lines.append(f"| {shown(label)} | " + " | ".join(cells) + " |")
-    chosen = [row_of(run, GUIDED, w) for w, _ in steps]
-    lines.append(
-        "| the rule that was chosen | "
-        + " | ".join(f"`{r['rule']}`{' (refused)' if r['refusal'] else ''}" for r in chosen if r)
-        + " |"
-    )
-    lines.append(
-        "| KL from the logits, of holding's | "
-        + " | ".join(f"{r['kl'] / r['kl_hold']:.2f}" for r in chosen if r)
-        + " |"
-    )
+def rule_table(found: Sequence[Numbers]) -> str:
+    """A row a rule under each run's name, a column a horizon: p(correct) and half of its interval."""
+    head = "".join(f" +{w:g} windows |" for w in WINDOWS)
+    lines = [f"| p(correct) |{head}", "|---|" + "---|" * len(WINDOWS)]
+    for run in found:
+        steps = [step_of(run, w) for w in WINDOWS]
+        name = f"{run['run']}, steps {run['first']} to {run['last']}"
+        lines.append(line(f"*{name}*", [f"*step {step:,}*" for step in steps]))
+        for label in (*RULES, GUIDED, "logits", "real"):
+            lines.append(line(shown(label), [cell_of(run, label, w) for w in WINDOWS]))
+        chosen = [row_of(run, GUIDED, w) for w in WINDOWS]
+        rules = [f"`{r['rule']}`{' (refused)' if r['refusal'] else ''}" for r in chosen if r]
+        lines.append(line("the rule chosen", rules))
+        shares = [f"{r['kl'] / r['kl_hold']:.2f}" for r in chosen if r]
+        lines.append(line("its KL over holding's", shares))
     return "\n".join(lines)
 
 
 def probe_table(found: Sequence[Numbers]) -> str:
-    """p(correct) of guided weights by the probes that chose, less that of the logits."""
+    """p(correct) of guided weights less that of the logits, by the probes that chose, a run a column."""
     labels = [f"guided, {n} {kind}" for kind in ("own samples", "right answers") for n in PROBES]
+    labels += [f"guided, {min(PROBES)} own samples, draw {draw}" for draw in DRAWS[1:]]
     labels.append("guided by families, 512 own samples")
-    columns = [(run, w) for run in found for w in WINDOWS]
-    head = "".join(f" {run['run']}, +{w:g} |" for run, w in columns)
-    lines = [f"| p(correct) less that of the logits |{head}", "|---|" + "---|" * len(columns)]
+    horizons = ", ".join(f"+{w:g}" for w in WINDOWS)
+    names = "".join(f" {run['run']} |" for run in found)
+    lines = [
+        f"| p(correct) less the logits', at {horizons} windows |{names}",
+        "|---|" + "---|" * len(found),
+    ]
     for label in labels:
-        rows = [row_of(run, label, w) for run, w in columns]
-        cells = [f"{signed(r['minus_logits']['p'])}" if r else "" for r in rows]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        rows = [[row_of(run, label, w) for w in WINDOWS] for run in found]
+        cells = [
+            ", ".join(signed(r["minus_logits"]["p"]) if r else "" for r in row) for row in rows
+        ]
+        lines.append(line(label, cells))
     return "\n".join(lines)
+
+
+def line(name: str, cells: Sequence[str]) -> str:
+    """A row of a table."""
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def step_of(run: Numbers, windows: float) -> int:
+    """The training step of a horizon."""
+    return next(int(r["step"]) for r in run["rows"] if r["windows"] == windows)
 
 
 def row_of(run: Numbers, label: str, windows: float) -> Numbers | None:
@@ -273,8 +288,8 @@ def cell_of(run: Numbers, label: str, windows: float) -> str:
     row = row_of(run, label, windows)
     if row is None:
         return ""
-    p, low, high = (f"{row[k]:.3f}".removeprefix("0") for k in ("p", "low", "high"))
-    text = f"{p} ({low} to {high})"
+    p, half = row["p"], (row["high"] - row["low"]) / 2
+    text = f"{p:.3f} ± {half:.3f}".replace("0.", ".")
     return f"**{text}**" if label == GUIDED else text
 
 

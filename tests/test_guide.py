@@ -442,7 +442,8 @@ def test_the_command_says_what_it_did(traj: Trajectory, probes: Path, tmp_path: 
     auto = "--steps", "auto", "--guide-share", "1", "--guide-budget", "20"
     done = invoke(*words, *auto, "-o", tmp_path / "c")
     assert done.exit_code == 0, done.output
-    assert "furthest" in done.stderr
+    assert "is the furthest" in done.stdout
+    assert "is the furthest" in (tmp_path / "c" / "README.md").read_text()
     kept = json.loads((tmp_path / "c" / "trajkit.json").read_text())["guide"]
     assert kept["horizon_search"]["share"] == 1
     for wrong in (("--gate", "t:3"), ("--estimator", "line"), ("--damping", "0.5"), ("--strict",)):

@@ -38,6 +38,8 @@ class GuidedResult(ExtrapolateResult):
     probes that did not choose), ``candidates``, ``forwards``, ..."""
     guides: tuple[Mapping[str, Any], ...] = ()
     """every target's"""
+    horizon: Mapping[str, Any] | None = None
+    """where the target was searched for: ``share``, ``looked_at``, ``sentence``"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,6 @@ def extrapolate_guided(
         horizon = None
         if isinstance(steps, str):
             horizon = find_horizon(searcher, share)
-            subscriber(Note(horizon.sentence))
             found = [horizon.chosen]
         else:
             found = [searcher.choose(step) for step in _as_list(steps)]
@@ -156,7 +157,9 @@ def extrapolate_guided(
             results.append(run(plan(request), subscriber))
     for line in dict.fromkeys(line for r in results for line in r.warnings):
         warn(line)
-    return _join(results, [g.as_json() for g in found], time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    joined = _join(results, [g.as_json() for g in found], seconds)
+    return joined if horizon is None else replace(joined, horizon=describe_horizon(horizon))
 
 
 def plan_guided(
@@ -202,6 +205,7 @@ def describe_guide(guided: Guided, horizon: Horizon | None = None) -> Guidance:
     )
     record = guided.record
     if horizon is not None:
+        rows = (*rows, ("the target", horizon.sentence))
         record["horizon_search"] = describe_horizon(horizon)
     cautions = () if guided.refusal is None else (f"written by force: {guided.refusal}",)
     return Guidance(record, guided.sentence, rows, cautions)

@@ -71,4 +71,4 @@ def as_json(horizon: Horizon) -> dict[str, object]:
     looked: Sequence[dict[str, object]] = [
         {"step": step, "share": share} for step, share in horizon.looked_at
     ]
-    return {"share": horizon.share, "looked_at": looked}
+    return {"share": horizon.share, "looked_at": looked, "sentence": horizon.sentence}
