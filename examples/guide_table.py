@@ -6,6 +6,15 @@
         --run 'learning rate 6e-5' runs/lr6e-5/adder-grpo runs/lr6e-5/adder-grpo-heldout
     python examples/guide_table.py --table docs/guide.json       # the README's tables, from the numbers
 
+The runs are the committed example's, with other seeds and rates, and with later checkpoints:
+
+    python examples/train_adder_grpo.py --out runs/seed1 --base data/adder-grpo/checkpoint-0 \
+        --threads 1 --heldout 420 475 500 594 792 800 990 1386
+    python examples/train_adder_grpo.py --out runs/seed2 --seed 2 --threads 1 --heldout ...
+    python examples/train_adder_grpo.py --out runs/lr6e-5 --base data/adder-grpo/checkpoint-0 \
+        --learning-rate 6e-5 --threads 1 --heldout ...
+
+`seed1` is the run of `data/` made again to step 1386 (its path is the same, its bits are not quite).
 Each run is ingested up to its window's end; what every rule writes for later steps is judged by
 p(correct), the mean probability of the right answer over 1,000 additions, beside the real checkpoint
 of that step. Probes are additions that are not among these, and no rule sees a later checkpoint.
@@ -76,14 +85,24 @@ def main() -> None:
     if options.table is not None:
         found = [run for path in options.table for run in json.loads(path.read_text())]
         if options.out is not None:
-            options.out.write_text(json.dumps(found, indent=1) + "\n")
+            write_numbers(options.out, found)
         print(tables(found))
         return
     found = []
     for name, seen, later in options.run:
         found.append(measure(name, Path(seen), Path(later)))
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_numbers(options.out, found)
     print(tables(found))
+
+
+def write_numbers(path: Path, found: Sequence[Numbers]) -> None:
+    """Numbers in six digits, a row a line."""
+    short = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.6g}"))
+    lines = []
+    for run in short:
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in run.pop("rows"))
+        lines.append(f'{json.dumps(run)[:-1]}, "rows": [\n{rows}\n]}}')
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def measure(name: str, seen: Path, later: Path) -> Numbers:

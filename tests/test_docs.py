@@ -6,6 +6,8 @@ import importlib.util
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,17 @@ def test_readme_names_every_package_of_the_house() -> None:
     for path in sorted((ROOT / "trajkit").iterdir()):
         if path.is_dir() and path.name != "__pycache__":
             assert re.search(rf"(?m)^ *{path.name}/ ", text), f"README's map lacks {path.name}/"
+
+
+def test_the_tables_of_guided_extrapolation_are_those_that_were_measured() -> None:
+    path = ROOT / "examples" / "guide_table.py"
+    done = subprocess.run(
+        [sys.executable, str(path), "--table", str(ROOT / "docs" / "guide.json")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    readme = (ROOT / "README.md").read_text()
+    for table in done.stdout.strip().split("\n\n"):
+        assert table in readme, f"README.md lacks, or has otherwise: {table[:80]}"
 
 
 def test_readme_links_exist() -> None:

@@ -191,7 +191,7 @@ def describe_guide(guided: Guided, horizon: Horizon | None = None) -> Guidance:
         for name, kl in (("holding", guided.choosing.hold), ("anchored", guided.choosing.anchored),
                          ("two-point", guided.choosing.two_point))
     ]  # fmt: skip
-    rows = (
+    rows: tuple[tuple[str, str], ...] = (
         (
             "chosen by",
             f"the outputs on {guided.probes:,} probes, of {len(guided.candidates)} rules",
