@@ -47,7 +47,7 @@ from trajkit.text import count
 )
 @click.option(
     "--rule",
-    type=click.Choice(["pooled", "two-point", "rsq"]),
+    type=click.Choice(["pooled", "two-point", "rsq", "guided"]),
     default="pooled",
     show_default=True,
     help="Which drift a jump follows.",
@@ -57,6 +57,12 @@ from trajkit.text import count
 @click.option("--wait", type=int, help="pooled: segments before the first jump (default: 4).")
 @click.option(
     "--threshold", type=float, help="rsq: R² above which an element moves (default: 0.7)."
+)
+@click.option(
+    "--probes",
+    type=click.Path(path_type=Path),
+    metavar="P.jsonl",
+    help="guided: prompts and responses whose outputs choose; see trajkit probes.",
 )
 @click.option(
     "--optimizer",
@@ -83,6 +89,8 @@ def reground_command(
     of TRL, verl, OpenRLHF, prime-rl, NeMo-RL and slime.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if "probes" in given:
+        given["probes"] = str(given["probes"].absolute())
     from trajkit.training.driver import reground
 
     with console.progress() as progress:

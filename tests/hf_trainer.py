@@ -20,11 +20,11 @@ class InOrder(transformers.Trainer):  # type: ignore[misc]
         return SequentialSampler(self.train_dataset)
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, vocabulary: int = 32) -> None:
     """A model to start from."""
     torch.manual_seed(5)
     config = transformers.Qwen3Config(
-        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True,
     )  # fmt: skip
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
@@ -45,6 +45,11 @@ def train(
             save_strategy="steps", save_steps=1, logging_strategy="no", disable_tqdm=True, seed=1,
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+        processing_class=(
+            transformers.AutoTokenizer.from_pretrained(model)
+            if (Path(model) / "tokenizer.json").exists()
+            else None
+        ),
         callbacks=list(callbacks),
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)

@@ -61,8 +61,13 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 def save_checkpoint(
-    folder: Path, step: int, weights: dict[str, np.ndarray], moments: dict[str, np.ndarray]
+    folder: Path,
+    step: int,
+    weights: dict[str, np.ndarray],
+    moments: dict[str, np.ndarray],
+    layout: str = "checkpoint-{step}",
 ) -> None:
+    """A folder under a temporary name until it is whole; ``{before}`` is the step less one."""
     part = folder / f"tmp-checkpoint-{step}"
     part.mkdir(parents=True)
     save(part / "model.safetensors", weights)
@@ -73,7 +78,9 @@ def save_checkpoint(
     (part / "trainer_state.json").write_text(
         json.dumps({"global_step": step, "log_history": history})
     )
-    part.rename(folder / f"checkpoint-{step}")
+    target = folder / layout.format(step=step, before=step - 1)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.rename(target)
 
 
 def main() -> None:
@@ -90,6 +97,7 @@ def main() -> None:
     parser.add_argument(
         "--as-files", action="store_true", help="writes stepN.safetensors, nothing else"
     )
+    parser.add_argument("--layout", default="checkpoint-{step}", help="name of a step's folder")
     options = parser.parse_args()
     weights, moments, step = load(options.model / "model.safetensors"), {}, 0
     if options.resume:
@@ -108,7 +116,7 @@ def main() -> None:
         if options.as_files:
             save(options.output / f"step{step}.safetensors", saved)
         else:
-            save_checkpoint(options.output, step, saved, moments)
+            save_checkpoint(options.output, step, saved, moments, options.layout)
 
 
 if __name__ == "__main__":

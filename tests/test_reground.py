@@ -146,6 +146,30 @@ def test_checkpoints_further_apart_and_plain_files(start: Path, tmp_path: Path) 
     np.testing.assert_array_equal(found["layer.weight"], last["layer.weight"])
 
 
+@pytest.mark.parametrize(
+    ("layout", "weights"),
+    [
+        ("global_step_{step}/actor/huggingface", "global_step_3/actor/huggingface"),  # verl
+        ("global_step{step}_hf", "global_step3_hf"),  # OpenRLHF
+        ("step_{step}/policy/weights/model/consolidated", None),  # NeMo-RL
+        ("iter_000000{before}", "iter_0000002"),  # slime
+    ],
+)
+def test_other_trainers_folders_are_started_from(
+    start: Path, tmp_path: Path, layout: str, weights: str | None
+) -> None:
+    expected = reground(start, tmp_path / "trl", command(), 3, every=3, jump=6, wait=1, limit=1.0)
+    words = command(f"--layout '{layout}'")
+    result = reground(start, tmp_path / "w", words, 2, every=3, jump=6, wait=1, limit=1.0)
+    result = reground(start, tmp_path / "w", words, 3, every=3, jump=6, wait=1, limit=1.0)
+    a, b = (load(Path(r.model) / "model.safetensors") for r in (expected, result))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+    if weights is not None:  # before the first jump the trainer's own folder will do
+        first = json.loads((tmp_path / "w" / "jumps.jsonl").read_text().splitlines()[0])
+        assert first["model"] == str(tmp_path / "w" / "segment-0001" / weights)
+
+
 def test_the_optimizers_state_is_handed_on_byte_for_byte(start: Path, tmp_path: Path) -> None:
     result = reground(
         start, tmp_path / "w", command(RESUMING), 1, every=3, jump=6, rule="two-point",
@@ -458,3 +482,39 @@ def test_under_the_hf_trainer_files_and_process_give_the_same_weights(
     expected = dict(model.named_parameters())
     for name, value in again.named_parameters():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_outputs_choose_the_jump(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    import hf_trainer
+    from tiny_models import make_tokenizer
+
+    hf_trainer.make_model(tmp_path / "base", vocabulary=96)
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    lines = [{"prompt": f"{i}+", "response": f"{i * 7}"} for i in range(24)]
+    probes = tmp_path / "probes.jsonl"
+    probes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    script = Path(hf_trainer.__file__)
+    words = f"'{sys.executable}' '{script}' --model {{model}} --output {{output}} --steps {{total}}"
+    result = reground(
+        tmp_path / "base", tmp_path / "w", words, 1, every=4, jump=4, rule="guided",
+        probes=str(probes),
+    )  # fmt: skip
+    line = result.lines[0]
+    assert line["guide"]
+    assert (line["n"] == 4) == (Path(result.model).name == "start-0002")
+    assert line["n"] == 0 or line["moved"] > 0
+    assert not list((tmp_path / "w").glob("guided-*"))
+    hf_trainer.transformers.AutoModelForCausalLM.from_pretrained(result.model)
+
+
+def test_guided_asks_for_probes(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="takes probes"):
+        reground(start, tmp_path / "w", command(), 1, rule="guided")
+    with pytest.raises(InvalidInput, match="starts anew"):
+        reground(
+            start, tmp_path / "w", command(RESUMING), 1, rule="guided", probes="p", optimizer="keep"
+        )

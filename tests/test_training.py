@@ -360,3 +360,103 @@ def test_parameters_in_parts_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(Unsupported, match="trajkit reground"):
             RegroundCallback().on_train_begin(args, None, None, model=torch.nn.Linear(2, 2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parameters_in_parts_are_refused_however_they_came_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("transformers")
+    from types import SimpleNamespace
+
+    from trajkit.integrations.trl import RegroundCallback
+
+    args = SimpleNamespace(deepspeed=None, fsdp="")
+    sharded = type("FullyShardedDataParallel", (torch.nn.Module,), {})()
+    inner = torch.nn.Linear(2, 2)
+    sharded.inner = inner
+    zero = torch.nn.Linear(2, 2)
+    zero.weight.ds_id = 3
+    for model in (torch.nn.Sequential(sharded), zero):
+        with pytest.raises(Unsupported, match="in parts"):
+            RegroundCallback().on_train_begin(args, None, None, model=model)
+    RegroundCallback().on_train_begin(args, None, None, model=inner)
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "true")
+            with pytest.raises(Unsupported, match=name):
+                RegroundCallback().on_train_begin(args, None, None, model=inner)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+def test_a_generation_boundary_is_where_the_next_batch_is_generated(
+    accumulation: int, per_generation: int, iterations: int
+) -> None:
+    """As TRL's trainers count: batch b is generated anew where b mod (steps x iterations) is 0."""
+    pytest.importorskip("transformers")
+    from types import SimpleNamespace
+
+    from trajkit.integrations.trl import _is_generation_boundary
+
+    args = SimpleNamespace(
+        steps_per_generation=per_generation,
+        num_iterations=iterations,
+        gradient_accumulation_steps=accumulation,
+    )
+    for step in range(1, 30):
+        generates = step * accumulation % (per_generation * iterations) == 0
+        assert _is_generation_boundary(args, SimpleNamespace(global_step=step)) == generates
+    plain = SimpleNamespace(gradient_accumulation_steps=accumulation)
+    assert _is_generation_boundary(plain, SimpleNamespace(global_step=7))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_grpo_samples_its_next_responses_from_the_weights_after_the_jump(tmp_path: Path) -> None:
+    """Each batch is trained on twice, so that a jump due after step 3 waits for step 4."""
+    for library in ("trl", "transformers", "datasets"):
+        pytest.importorskip(library)
+    from datasets import Dataset
+    from tiny_models import make_model, make_tokenizer
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from trajkit.integrations.trl import RegroundCallback
+
+    seen: list[tuple[int, Any]] = []
+    after: dict[int, Any] = {}
+
+    def weights() -> Any:
+        return trainer.model.model.layers[0].mlp.up_proj.weight.detach().clone()
+
+    class Keep(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            after[state.global_step] = weights()
+
+    def reward(completions: Any, **_: Any) -> list[float]:
+        seen.append((trainer.state.global_step, weights()))
+        return [float(sum(map(ord, c)) % 5) for c in completions]
+
+    callback = RegroundCallback(3, 50, "two-point")
+    trainer = GRPOTrainer(
+        model=make_model("qwen3"),
+        args=GRPOConfig(
+            output_dir=str(tmp_path), max_steps=8, per_device_train_batch_size=4, num_generations=4,
+            num_iterations=2, max_completion_length=4, learning_rate=1e-3, bf16=False, use_cpu=True,
+            gradient_checkpointing=False, save_strategy="no", logging_steps=1, disable_tqdm=True,
+            lr_scheduler_type="constant", report_to="none", seed=1,
+        ),
+        processing_class=make_tokenizer(),
+        reward_funcs=reward,
+        train_dataset=Dataset.from_list([{"prompt": f"{i}"} for i in range(16)]),
+        callbacks=[callback, Keep()],
+    )  # fmt: skip
+    trainer.train()
+    jumps = [line["real_steps"] for line in callback.ledger.lines]
+    generated = [step for step, _ in seen]
+    assert generated == [0, 2, 4, 6]
+    assert jumps == [4, 8]
+    assert all(line["moved"] for line in callback.ledger.lines)
+    for step, value in seen[1:]:
+        # the engine is synchronised where the global step has moved on since the last generation
+        assert torch.equal(value, after[step]), step

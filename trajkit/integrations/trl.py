@@ -1,5 +1,6 @@
 """Callbacks for TRL's trainers and the Hugging Face Trainer."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from trajkit.training.horizon import Horizon
 from trajkit.training.ledger import Ledger
 from trajkit.training.reground import OptimizerPolicy, Regrounding
 from trajkit.training.rules import Rule
+
+LAUNCHED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+"""set where ``accelerate launch`` was told to, and the trainer's own arguments were not"""
 
 
 class RegroundCallback(TrainerCallback):
@@ -93,14 +97,17 @@ class RegroundCallback(TrainerCallback):
 
 def _parameters_of(model: Any, args: Any) -> dict[str, Tensor]:
     """The trained parameters by name, whole and on this device."""
-    if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
+    asked = [name for name in ("deepspeed", "fsdp") if getattr(args, name, None)]
+    asked += [name for name in LAUNCHED if os.environ.get(name, "false").lower() in ("1", "true")]
+    if asked:
         raise Unsupported(
-            "jumps need whole parameters, and DeepSpeed or FSDP keeps them in parts: jump between "
-            "runs instead, with trajkit reground"
+            f"{asked[0]}: jumps need whole parameters, and DeepSpeed or FSDP keeps them, or their "
+            "float32 masters, in parts: jump between runs instead, with trajkit reground"
         )
     module = getattr(model, "module", model)
     found = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in found.values()):
+    wrapped = any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules())
+    if wrapped or any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in found.values()):
         raise Unsupported("the model's parameters are in parts: use trajkit reground")
     return found
 

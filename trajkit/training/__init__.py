@@ -19,6 +19,7 @@ advance    one segment: the trainer's real steps, then the jump
 template   the trainer's command, with places to fill
 trainer    the trainer as a process of its own
 stream     a segment's checkpoints through a rule, range by range
+guided     a segment's outputs choose the jump
 restart    the folder that a trainer starts its next segment from
 progress   how far a run of segments has come, in one file
 """

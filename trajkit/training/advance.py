@@ -24,12 +24,15 @@ from trajkit.training.restart import (
     writing_model,
     writing_sums,
 )
-from trajkit.training.stream import RuleSpec, SegmentFiles, Sums, follow, sums_layout
+from trajkit.training.stream import GUIDED, RuleSpec, SegmentFiles, Sums, follow, sums_layout
 from trajkit.training.template import Template
 from trajkit.training.trainer import TrainerFailed, run_trainer
 
 REWARD = "reward"
 """the metric that a trainer's log calls so"""
+
+COUNTING_FROM_ZERO = ("slime",)
+"""trainers whose first step's checkpoint is called 0"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,10 @@ def find_written(output: Path, first: int, last: int) -> list[Checkpoint]:
     if empty:
         raise TrainerFailed(f"{output}: the trainer wrote no checkpoint")
     series = find_series([output])
-    found = [f for f in series.found if first < f.step]
+    found = series.found
+    if found[-1].layout in COUNTING_FROM_ZERO and found[-1].step == last - 1:
+        found = tuple(replace(f, step=f.step + 1) for f in found)
+    found = tuple(f for f in found if first < f.step)
     steps = [f.step for f in found]
     if not steps or steps[-1] != last:
         have = ", ".join(map(str, steps[-5:])) or "none"
@@ -134,10 +140,15 @@ def advance(settings: Settings, state: State, progress: Progress) -> State:
     horizon = Horizon(state.n, settings.adapt)
     stands = state.undo is None or horizon.judge(state.rewards, rewards)
     ready, counts = settings.rule.after(state.counts, spacing)
-    n = horizon.n if ready and stands else 0
+    n: float = horizon.n if ready and stands else 0
     start = open_checkpoint(Path(origin.model))
+    guided: Jump | None = None
+    said: dict[str, str] = {}
+    if settings.rule.name == GUIDED and n:
+        guided, said = _guide(settings, state, written, n)
+        n = guided.n
     with SegmentFiles(start, written, spacing) as files:
-        done, sums, after = _write(settings, state, files, start, n)
+        done, sums, after = _write(settings, state, files, start, n, guided)
     real, virtual = state.real_steps + settings.every, state.virtual_steps
     if stands:
         virtual += settings.every + done.n
@@ -152,7 +163,7 @@ def advance(settings: Settings, state: State, progress: Progress) -> State:
     ).noted(
         segment=state.segment, real_steps=real, virtual_steps=virtual,
         reward=fmean(rewards) if rewards else None, next_n=horizon.n, rolled_back=not stands,
-        **asdict(done), share_moved=done.share_moved, model=after.model,
+        **asdict(done), share_moved=done.share_moved, model=after.model, **said,
     )  # fmt: skip
 
 
@@ -163,11 +174,37 @@ def _rewards(last: Checkpoint, first: int) -> list[float]:
     return [value for step, value in curve if first < step <= last.step]
 
 
+def _guide(
+    settings: Settings, state: State, written: list[Checkpoint], n: float
+) -> tuple[Jump, dict[str, str]]:
+    """Let the segment's outputs choose the jump; what was done, and why."""
+    from trajkit.training.guided import jump_guided  # models; other rules need none
+
+    out, probes = _next_start(settings, state), Path(settings.rule.options["probes"])
+    origin = state.origin
+    done, said = jump_guided(Path(origin.model), written, origin.step, n, probes, out)
+    return done, {"guide": said}
+
+
+def _next_start(settings: Settings, state: State) -> Path:
+    return settings.work / f"start-{state.segment + 1:04d}"
+
+
 def _write(
-    settings: Settings, state: State, files: SegmentFiles, start: Checkpoint, n: float
+    settings: Settings,
+    state: State,
+    files: SegmentFiles,
+    start: Checkpoint,
+    n: float,
+    guided: Jump | None,
 ) -> tuple[Jump, str | None, Origin]:
-    """Write what the rule keeps, and the folder to start from; (jump, sums, origin)."""
+    """Write what the rule keeps, and the folder to start from; (jump, sums, origin).
+
+    Where a guided jump is there already, only a start without one is left to be written.
+    """
     work, k = settings.work, state.segment
+    if guided is not None and guided.n:
+        return guided, None, Origin(str(_next_start(settings, state)))
     layout = sums_layout(files.vectors, settings.rule)
     after = _without_jump(settings, files.last)
     if n:
@@ -183,7 +220,7 @@ def _write(
         if sums_name is not None:
             sums_writer = stack.enter_context(writing_sums(work / sums_name, layout, facts))
         if n or not stands_alone(files.last, start):
-            out = work / f"start-{k + 1:04d}"
+            out = _next_start(settings, state)
             after = replace(after, model=str(out))
             model_writer = stack.enter_context(
                 writing_model(out, files, start, facts, resumes=after.resumes)
@@ -192,7 +229,8 @@ def _write(
             layout, state.counts, before, None if sums_writer is None else sums_writer.write
         )
         write = None if model_writer is None else model_writer.write
-        done = follow(files, settings.rule, sums, n, settings.max_norm, write)
+        rule = RuleSpec("two-point", {}) if settings.rule.name == GUIDED else settings.rule
+        done = follow(files, rule, sums, n, settings.max_norm, write)
     return done, sums_name, after
 
 

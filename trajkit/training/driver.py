@@ -31,7 +31,7 @@ from trajkit.text import shown
 from trajkit.training.advance import Settings, advance, train
 from trajkit.training.progress import Origin, State
 from trajkit.training.reground import OptimizerPolicy
-from trajkit.training.stream import RuleSpec
+from trajkit.training.stream import GUIDED, RuleSpec
 from trajkit.training.template import Template
 
 
@@ -75,7 +75,7 @@ def reground(
         segments: how many there are to be, those of earlier calls included.
         every: m, real steps of a segment.
         jump: n, training steps of a jump.
-        rule: ``pooled``, ``two-point`` or ``rsq``, with ``options``.
+        rule: ``pooled``, ``two-point``, ``rsq`` or ``guided``, with ``options``.
         optimizer: ``reset``: the trainer starts anew from the weights after a jump; ``keep``: it
             resumes from a folder with its own state and the moved weights (HF Trainer, TRL), for
             which the command needs ``{resume}``.
@@ -136,6 +136,10 @@ def _check(settings: Settings, segments: int) -> None:
             "--resume_from_checkpoint {resume}; or use --optimizer reset"
         )
     settings.rule.after(None, [settings.every])
+    if settings.rule.name == GUIDED and (settings.optimizer == "keep" or settings.max_norm):
+        raise InvalidInput(
+            "rule guided: starts anew from the weights, and knows no cap of the norm"
+        )
 
 
 @contextmanager

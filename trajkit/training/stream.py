@@ -18,7 +18,7 @@ from trajkit.arrays import DTYPES, Array
 from trajkit.checkpoints.checkpoint import Checkpoint
 from trajkit.checkpoints.layout import FlatVector, Span, TensorInfo, lay_out, tensors_of
 from trajkit.checkpoints.reader import FlatReader, lay_out_checkpoint
-from trajkit.errors import Mismatch, Unsupported
+from trajkit.errors import InvalidInput, Mismatch, Unsupported
 from trajkit.forecast.rules import is_copied
 from trajkit.training.jump import Jump, describe, measure, move, shorten
 from trajkit.training.rules import ENDS_ONLY, KEPT, Resumable, Rule, make_rule
@@ -29,6 +29,9 @@ MOST_OPEN_FILES = 256
 """with more of them, each is closed after a range of it was read"""
 MOVABLE = ("bfloat16", "float16", "float32", "float64")
 """dtypes that a jump moves; tensors of others are the last checkpoint's"""
+
+GUIDED = "guided"
+"""the rule that is searched for segment by segment (:mod:`trajkit.training.guided`)"""
 
 Write = Callable[[str, int, Array], None]
 """takes (dtype, first element, bits [N]) of a flat vector"""
@@ -44,7 +47,15 @@ class RuleSpec:
     def after(
         self, counts: Sequence[float] | None, spacing: Sequence[int]
     ) -> tuple[bool, list[float] | None]:
-        """Whether the rule can be trusted after one more segment, and what it has counted then."""
+        """Whether the rule can be trusted after one more segment, and what it has counted then.
+
+        Raises:
+            InvalidInput: no such rule, or an option that it does not take.
+        """
+        if self.name == GUIDED:
+            if self.options.keys() != {"probes"}:
+                raise InvalidInput("rule guided: takes probes, a JSONL of prompts and responses")
+            return True, None
         rule = make_rule(self.name, {"": torch.zeros(1)}, **self.options)
         if isinstance(rule, Resumable) and counts is not None:
             zeros = {f"{kind}.": torch.zeros(1) for kind in KEPT[self.name]}
