@@ -1,6 +1,5 @@
 """``trajkit fit``."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,21 +209,26 @@ def _say_plan(console: Console, plan: "FitPlan") -> None:
 
 def _fit_outputs(console: Console, store: Path, name: str, threshold: float, paper: bool) -> None:
     """Fit the outputs of a name, and say what came of it."""
+    from trajkit.errors import InvalidInput
     from trajkit.outputs.kept import read_outputs
     from trajkit.outputs.linearity import PAPER_CHANGE, by_position, by_token, fit_outputs
-    from trajkit.outputs.skill import LEAST, measure_skill
+    from trajkit.outputs.skill import CHOSEN, measure_skill
     from trajkit.store.store import Store
 
     outputs = read_outputs(Store.open(store), name)
     fit = fit_outputs(outputs, threshold, PAPER_CHANGE if paper else 0.0)
     numbers = fit.describe()
-    skills = measure_skill(outputs) if len(fit.steps) > LEAST else []
+    skill, no_skill = None, ""
+    try:
+        skill = measure_skill(outputs)
+    except InvalidInput as error:  # too few checkpoints, or steps that meet no horizon
+        no_skill = str(error)
     console.data(
         {
             **numbers,
             "by_position": by_position(fit, outputs),
             "by_token": by_token(fit, outputs),
-            "skill": [asdict(skill) for skill in skills],
+            "skill": None if skill is None else skill.describe(),
         }
     )
 
@@ -244,10 +248,19 @@ def _fit_outputs(console: Console, store: Path, name: str, threshold: float, pap
         f"  {above:24}{number('share_above_threshold'):>10}{number('null_above_threshold'):>14}"
     )
     console.say(f"  median R² of sums a response: {number('median_rsq_of_sums')}")
-    for horizon in sorted({skill.horizon for skill in skills}):
-        row = [s for s in skills if s.horizon == horizon and s.skill is not None]
-        told = ", ".join(f"{s.estimator} {s.skill:.3f}" for s in row)
-        console.say(f"  skill {horizon} steps ahead, 1 - SSE/SSE of holding: {told}")
+    if skill is None:
+        console.say(f"  no skill was measured: {no_skill}")
+        return
+    rows = [row for row in skill.rows if row.skill is not None]
+    for horizon in skill.record["horizons"]:
+        told = {row.rule: row.skill or 0.0 for row in rows if row.horizon == horizon}
+        chosen = told.pop(CHOSEN, None)
+        if chosen is not None:
+            best = max(told, key=told.__getitem__)
+            console.say(
+                f"  skill {horizon} steps ahead, 1 - SSE/SSE of holding: rule {CHOSEN} {chosen:.3f}; "
+                f"in hindsight {best} {told[best]:.3f}"
+            )
 
 
 def _find_start(console: Console, traj: "Trajectory", to_step: int | None, memory: str) -> int:

@@ -19,7 +19,7 @@ from tiny_models import FAMILIES, make_model, make_tokenizer, write_run
 import trajkit
 from trajkit.errors import AlreadyExists, FormatError, InvalidInput, Mismatch, NotFound
 from trajkit.outputs import distances, scoring
-from trajkit.outputs.batching import make_batches
+from trajkit.outputs.batching import Batch, make_batches
 from trajkit.outputs.check import check_outputs
 from trajkit.outputs.distances import DivergenceWatcher
 from trajkit.outputs.drift import measure_drift
@@ -223,6 +223,23 @@ def test_every_checkpoint_is_scored_and_kept_as_plain_zarr(run: Path, tmp_path: 
     assert logprobs(traj, run / "p.jsonl", name="probes", batch_tokens=64).scored == 0
 
 
+def test_the_noise_floor_is_of_two_passes_batched_differently(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes that all go into one batch were scored in that batch twice: a floor of 0."""
+    passes = []
+
+    def spy(model: object, batches: list[Batch], *args: object, **options: object) -> object:
+        passes.append([batch.ids_BL.shape for batch in batches])
+        return score(model, batches, *args, **options)
+
+    monkeypatch.setattr("trajkit.outputs.logprobs.score", spy)
+    logprobs(fresh(run, tmp_path), run / "p.jsonl", steps=[0])
+    first, again = passes
+    assert len(first) == 1
+    assert len(again) > 1
+
+
 def test_drift_is_what_the_distributions_say(run: Path, tmp_path: Path) -> None:
     traj = fresh(run, tmp_path)
     logprobs(traj, run / "p.jsonl")
@@ -418,41 +435,3 @@ def test_the_command_says_what_it_found(run: Path, tmp_path: Path) -> None:
     info = json.loads(command("info", "--json"))
     assert info["outputs"]["default"]["tokens"] == found["tokens"]
     assert "10 responses" in command("info")
-
-
-def test_skill_is_what_it_says_and_sees_nothing_later(run: Path, tmp_path: Path) -> None:
-    from trajkit.outputs.kept import Outputs
-    from trajkit.outputs.skill import choose_pairs, forecast, measure_skill
-
-    rng = np.random.default_rng(0)
-    steps = tuple(range(0, 80, 10))
-    y = np.arange(8)[:, None] * rng.standard_normal(40) + 0.1 * rng.standard_normal((8, 40))
-
-    class Made(Outputs):
-        def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-            return y[:, start:stop].astype(np.float32)
-
-    record = read_record(run, tmp_path, steps, tokens=40)
-    found = {(s.estimator, s.horizon): s for s in measure_skill(Made(tmp_path, record))}
-    assert found["line", 40].skill > 0.9
-    one = found["anchored", 40]
-    assert one.origins == (20, 30)
-    sse = hold = 0.0
-    z = y.astype(np.float32).astype(np.float64)
-    for origin, target in ((2, 6), (3, 7)):
-        slope = np.polyfit(steps[: origin + 1], z[: origin + 1], 1)[0]
-        sse += ((z[origin] + 40 * slope - z[target]) ** 2).sum()
-        hold += ((z[origin] - z[target]) ** 2).sum()
-    assert one.skill == pytest.approx(1 - sse / hold)
-    assert 0 < found["damped", 40].skill < one.skill
-    assert forecast(y[:3], steps[:3], 30).keys() == {"anchored", "line", "two-point", "damped"}
-    with pytest.raises(InvalidInput, match="4 checkpoints"):
-        choose_pairs((0, 1, 2), 5, None)
-    with pytest.raises(InvalidInput, match="apart"):
-        choose_pairs(steps, 5, [33])
-
-
-def read_record(run: Path, tmp_path: Path, steps: tuple[int, ...], tokens: int) -> object:
-    from trajkit.outputs.kept import Record
-
-    return Record("made", "", "", tokens, 1, "float32", 1, steps=steps)

@@ -121,8 +121,7 @@ def sum_errors(
     if not vectors:
         return Errors(total, gram)
     memory, batch = plan_errors(vectors, len(plan.origins), window.n_frames, budget)
-    nulls = [null_median(plan.steps[: o + 1]) or 0.0 for o in plan.origins]
-    axes = [StepAxis.of(list(plan.steps[: o + 1])) for o in plan.origins]
+    axes, nulls = axes_and_nulls(plan)
     for vector in vectors:
         with ChunkReader(store.frames[vector.dtype.name]) as reader:
             job = _VectorErrors(store, vector, window, plan, batch, reader, axes, nulls)
@@ -170,7 +169,8 @@ class _VectorErrors:
             real = kernels.values_of(bits, self.dtype)
             for f, forecast in self.targets.get(t, ()):
                 at_origin = known[forecast.origin]
-                horizon = self._horizon(forecast)
+                at = self.plan.origins.index(forecast.origin)
+                horizon = horizon_of(self.plan, forecast, self.axes[at], self.nulls[at])
                 for span in spans:
                     cut = slice(span.at, span.at + span.stop - span.start)
                     values = {name: v[cut] for name, v in at_origin.values.items()}
@@ -237,19 +237,25 @@ class _VectorErrors:
         }
         return _Known(values, solution.flags)
 
-    def _horizon(self, forecast: Forecast) -> Horizon:
-        """What one forecast knows of the step axis."""
-        at = self.plan.origins.index(forecast.origin)
-        axis = self.axes[at]
-        return Horizon(
-            float(self.plan.reach(forecast)),
-            self.plan.steps[forecast.target] - axis.mean,
-            float(axis.span),
-            float(len(axis.steps)),
-            axis.s_xx,
-            self.nulls[at],
-            Z95,
-        )
+
+def axes_and_nulls(plan: BacktestPlan) -> tuple[list[StepAxis], list[float]]:
+    """The step axis of each origin's window, and the median R² of a driftless walk on it."""
+    windows = [plan.steps[: origin + 1] for origin in plan.origins]
+    axes = [StepAxis.of(list(steps)) for steps in windows]
+    return axes, [null_median(steps) or 0.0 for steps in windows]
+
+
+def horizon_of(plan: BacktestPlan, forecast: Forecast, axis: StepAxis, null: float) -> Horizon:
+    """What one forecast knows of the step axis; ``axis`` and ``null`` are of its origin's window."""
+    return Horizon(
+        float(plan.reach(forecast)),
+        plan.steps[forecast.target] - axis.mean,
+        float(axis.span),
+        float(len(axis.steps)),
+        axis.s_xx,
+        null,
+        Z95,
+    )
 
 
 class Sample:

@@ -135,11 +135,11 @@ def fit_lines(y_TN: Array, steps: tuple[int, ...]) -> Lines:
         rsq = np.where(changes, np.minimum(slope**2 * axis.s_xx / total, 1.0), np.nan)
         drift_t = np.full(len(first), np.nan)
         if len(steps) > 2:
+            # as for weights: first differences weighted by 1/Δx, so that uneven steps make no drift
             dx, dy = np.diff(x)[:, None], np.diff(y_TN, axis=0)
             drift = (y_TN[-1] - first) / axis.span
-            # as DESIGN.md has it: residuals of the first differences about the mean drift
-            spread = ((dy - drift * dx) ** 2).sum(axis=0) / (len(steps) - 2)
-            drift_t = drift * axis.span / np.sqrt(spread * (len(steps) - 1))
+            spread = ((dy - drift * dx) ** 2 / dx).sum(axis=0) / (len(steps) - 2)
+            drift_t = drift * axis.span / np.sqrt(spread * axis.span)
     return Lines(slope, first + mean, rsq, np.where(changes, drift_t, np.nan))
 
 

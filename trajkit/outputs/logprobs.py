@@ -270,8 +270,9 @@ class _Job:
         )
 
     def _measure_noise(self, source: Weights, scores: Scores) -> Noise:
-        """Score the model that is loaded once more, in batches half as large."""
-        halves = make_batches(self.probes, max(self.batch_tokens // 2, 1))
+        """Score the model that is loaded once more, in batches half as large as they were."""
+        largest = max(batch.ids_BL.size for batch in self.batches)
+        halves = make_batches(self.probes, max(largest // 2, 1))
         again = score(self.model, halves, self.tokens, block_bytes=self.block_bytes)
         off = np.abs(again.log_p_N.astype(np.float64) - scores.log_p_N)
         return Noise(

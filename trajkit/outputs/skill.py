@@ -1,133 +1,126 @@
 """Skill of outputs: log-probabilities forecast from earlier checkpoints, judged on later ones.
 
-At each origin a line is fitted to every token's log p over the checkpoints up to there; nothing after
-is looked at. Skill = 1 - SSE / SSE_hold, over all tokens and the origins that meet a horizon; 0 is no
-better than holding the origin's value. Estimators are those of :mod:`trajkit.fits.estimators`, without
-a gate.
+The backtest of the weights (:mod:`trajkit.evidence.backtest`) over tokens in place of weights: the same
+origins and horizons, the same rules and gates, the same choice beforehand. Only what is read differs:
+a line is fitted to every token's log p over the checkpoints up to an origin, and nothing after it is
+looked at. Skill = 1 - SSE / SSE_hold; 0 is no better than holding the origin's value.
 
-Axis letters: T checkpoints, N response tokens.
+Axis letters: T checkpoints, N response tokens, F forecasts, S sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from trajkit.arrays import Array
-from trajkit.errors import InvalidInput
-from trajkit.fits.estimators.estimator import Points
-from trajkit.fits.estimators.table import make_estimator
+from trajkit.evidence.backtest import describe
+from trajkit.evidence.errors import MAX_GRAM, Errors, axes_and_nulls, horizon_of
+from trajkit.evidence.origins import BacktestPlan, plan_backtest
+from trajkit.kernels.skill import SUMS, tally_errors
 from trajkit.outputs.kept import Outputs
 from trajkit.outputs.linearity import fit_lines
 
-ESTIMATORS = ("anchored", "line", "two-point", "damped")
-LEAST = 3
-"""checkpoints that a forecast is made from"""
+CHOSEN = "chosen beforehand"
 _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """One estimator at one horizon."""
+    """One rule at one horizon."""
 
-    estimator: str
+    rule: str
+    """an estimator with its gate as the backtest names it, or ``chosen beforehand``"""
     horizon: int
     """training steps beyond the origin"""
-    origins: tuple[int, ...]
-    """training steps that forecasts were made at"""
     skill: float | None
     """None where nothing moved"""
 
 
+@dataclass(frozen=True, slots=True)
+class OutputsSkill:
+    """What the backtest's rules are worth for token log-probabilities."""
+
+    record: Mapping[str, Any]
+    """as :func:`trajkit.evidence.backtest.describe` has it: origins, horizons, errors over holding"""
+
+    @property
+    def rows(self) -> list[Skill]:
+        """Estimators at their defaults, averages and directions, and the rule chosen beforehand."""
+        ratios = self.record["ratio"]
+        more = [name for name in ratios if name.startswith(("ema", "rank-k"))]
+        table = {name: ratios[name] for name in (*self.record["defaults"], *more)}
+        table[CHOSEN] = [choice["honest_ratio"] for choice in self.record["best"]]
+        return [
+            Skill(name, horizon, None if ratio is None else 1 - ratio**2)
+            for name, row in table.items()
+            for horizon, ratio in zip(self.record["horizons"], row, strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Origins, horizons, trust horizon, and a skill a rule and horizon; JSON types."""
+        kept = {name: self.record[name] for name in ("origins", "horizons", "trust_horizon")}
+        skills: dict[str, list[float | None]] = {}
+        for row in self.rows:
+            skills.setdefault(row.rule, []).append(row.skill)
+        best = [choice["rule"] for choice in self.record["best"]]
+        return {**kept, "best": best, "skill": skills}
+
+
 def measure_skill(
     outputs: Outputs, *, origins: int = 5, horizons: Sequence[int] | None = None
-) -> list[Skill]:
-    """The skill of each estimator at each horizon, over the last ``origins`` that meet it.
+) -> OutputsSkill:
+    """The skill of every rule of the backtest at every horizon, over all tokens.
 
     Args:
-        outputs: scored at four checkpoints or more.
-        origins: most checkpoints that forecasts start from, a horizon.
-        horizons: training steps (default: doubling from the spacing, up to the window's length).
+        outputs: scored at five checkpoints or more.
+        origins: how many checkpoints forecasts start from.
+        horizons: training steps (default: doubling, up to a window's length).
 
     Raises:
-        InvalidInput: too few checkpoints, or no two of them are a horizon apart.
+        InvalidInput: too few checkpoints, or horizons that none of them meets.
         FormatError: the outputs are damaged.
 
     Memory: 65,536 tokens at all checkpoints.
     """
-    steps = outputs.record.steps
-    pairs = choose_pairs(steps, origins, horizons)
-    errors = {(e, h): np.zeros(2) for h in pairs for e in ESTIMATORS}
+    plan = plan_backtest(outputs.record.steps, origins, horizons)
+    sums_FS = np.zeros((len(plan.forecasts), len(SUMS)))
+    n_steps = len(plan.steps)
+    gram_TT = np.zeros((n_steps, n_steps)) if n_steps <= MAX_GRAM else None
     for start in range(0, outputs.record.tokens, _BLOCK):
         stop = min(start + _BLOCK, outputs.record.tokens)
         y_TN = outputs.rows("log_p", start, stop).astype(np.float64)
-        for horizon, chosen in pairs.items():
-            for origin, target in chosen:
-                truth, last = y_TN[target], y_TN[origin]
-                hold = float(((last - truth) ** 2).sum())
-                guesses = forecast(y_TN[: origin + 1], steps[: origin + 1], steps[target])
-                for name, guess in guesses.items():
-                    errors[name, horizon] += (float(((guess - truth) ** 2).sum()), hold)
-    return [
-        Skill(
-            name,
-            horizon,
-            tuple(steps[origin] for origin, _ in pairs[horizon]),
-            float(1 - found[0] / found[1]) if found[1] else None,
-        )
-        for (name, horizon), found in errors.items()
-    ]
+        sums_FS += sum_token_errors(y_TN, plan)
+        if gram_TT is not None:
+            deltas_TN = y_TN - y_TN[0]
+            gram_TT += deltas_TN @ deltas_TN.T
+    return OutputsSkill(describe(plan, Errors(sums_FS[:, None], gram_TT)))
 
 
-def forecast(y_TN: Array, steps: tuple[int, ...], target: int) -> dict[str, Array]:
-    """What each estimator says of a later step, float64 [N], from the checkpoints given.
+def sum_token_errors(y_TN: Array, plan: BacktestPlan) -> Array:
+    """What every forecast of the plan is wrong by, in the backtest's sums, float64 [F, S]."""
+    axes, nulls = axes_and_nulls(plan)
+    known = {origin: _know(y_TN[: origin + 1], plan.steps[: origin + 1]) for origin in plan.origins}
+    flags_N = np.zeros(y_TN.shape[1], np.uint8)
+    found = []
+    for forecast in plan.forecasts:
+        at = plan.origins.index(forecast.origin)
+        values = {**known[forecast.origin], "real": y_TN[forecast.target]}
+        horizon = horizon_of(plan, forecast, axes[at], nulls[at])
+        found.append(tally_errors(values, flags_N, horizon))
+    return np.array(found)
 
-    >>> found = forecast(np.array([[0.0], [1.0], [2.0]]), (0, 10, 20), 30)
-    >>> {name: float(v[0]) for name, v in found.items()}
-    {'anchored': 3.0, 'line': 3.0, 'two-point': 3.0, 'damped': 2.3}
-    """
+
+def _know(y_TN: Array, steps: tuple[int, ...]) -> dict[str, Array]:
+    """The lines of a prefix; numbers are exact, so that intervals have no margin for rounding."""
     lines = fit_lines(y_TN, steps)
-    first, last = y_TN[0], y_TN[-1]
-    points = Points(steps[0], steps[-1], float(np.mean(steps)))
-    found: dict[str, Array] = {}
-    for name in ESTIMATORS:
-        factor = make_estimator(name, {}).coefficient(points, target)
-        match name:
-            case "two-point":
-                found[name] = first + factor * (last - first)
-            case "line":
-                found[name] = lines.mean + factor * lines.slope
-            case _:
-                found[name] = last + factor * lines.slope
-    return found
-
-
-def choose_pairs(
-    steps: tuple[int, ...], origins: int, horizons: Sequence[int] | None
-) -> dict[int, list[tuple[int, int]]]:
-    """(origin, target) as places in ``steps``, by horizon: checkpoints exactly so far apart.
-
-    >>> choose_pairs((0, 10, 20, 30, 40), 2, None)
-    {10: [(2, 3), (3, 4)], 20: [(2, 4)]}
-    """
-    if len(steps) <= LEAST:
-        raise InvalidInput(
-            f"skill needs {LEAST + 1} checkpoints or more: {LEAST} to forecast from, one to judge by"
-        )
-    place = {step: i for i, step in enumerate(steps)}
-    if horizons is None:
-        spacing = min(b - a for a, b in pairwise(steps))
-        horizons = [spacing << i for i in range(64) if spacing << i <= steps[-1] - steps[0]]
-    pairs: dict[int, list[tuple[int, int]]] = {}
-    for horizon in horizons:
-        met = [
-            (i, place[step + horizon])
-            for i, step in enumerate(steps)
-            if i + 1 >= LEAST and step + horizon in place
-        ]
-        if met and horizon > 0:
-            pairs[horizon] = met[-origins:]
-    if not pairs:
-        raise InvalidInput("no two scored checkpoints are one of the horizons apart")
-    return pairs
+    return {
+        "last": y_TN[-1],
+        "first": y_TN[0],
+        "slope": lines.slope,
+        "mean": lines.mean,
+        "rsq": lines.rsq,
+        "t": lines.drift_t,
+        "margin": np.zeros_like(lines.slope),
+    }
