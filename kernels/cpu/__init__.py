@@ -12,6 +12,8 @@ extrapolate  new checkpoints, rounded once
 coding       frame coding
 shuffle      bit planes to codes
 skill        sums of forecasts' errors
+events       sums from changes alone
+launch_events  what the api of changes calls
 sparse       sparse chunks: gaps and values of what changed
 read         chunks from files
 read_sparse  sparse chunks from files

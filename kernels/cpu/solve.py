@@ -191,6 +191,23 @@ def solve(
 
 
 @compiled
+def solve_block(
+    lo: int, n: int, design: Design, layout: Layout, state: State, words: Any, tile: Any,
+    answer: Answer, bits_last: Any,
+) -> None:  # fmt: skip
+    """The solution of the state's first N sums, which are of the elements from ``lo`` on."""
+    wide_vectors()
+    for i in range(n):
+        bits_last[lo + i] = state.bits_last[i]
+    for top in range(0, n, TILE):
+        size = min(TILE, n - top)
+        _gather(top, size, design, layout, state, tile)
+        _gather_last(top, size, layout, state, words, tile)
+        _solve_tile(design, layout, tile)
+        _scatter(lo + top, size, tile, answer)
+
+
+@compiled
 def fit(
     codes: Any, stride: int, n: int, window: Any, design: Design, layout: Layout, state: State,
     runs: Any, words: Any, work: Any, pad: Any, tile: Any, answer: Answer, bits_last: Any,
@@ -204,9 +221,4 @@ def fit(
         accumulate_tile(
             codes, stride, lo, top, size, fresh, window, layout, state, runs, words, work, pad
         )
-        _gather(top, size, design, layout, state, tile)
-        for i in range(size):
-            bits_last[lo + i] = state.bits_last[i]
-        _gather_last(top, size, layout, state, words, tile)
-        _solve_tile(design, layout, tile)
-        _scatter(lo, size, tile, answer)
+        solve_block(lo, size, design, layout, state, words, tile, answer, bits_last)

@@ -333,6 +333,18 @@ def fill(octets: Any, n_body: int, places: Any, codes: Any, out: Any) -> bool:
     return True
 
 
+@compiled
+def append_changes(row: Any, places: Any, codes: Any, at: int) -> int:
+    """Add the changes of a row of codes to events, from ``at`` on; the end, or -1 without room."""
+    for i in range(len(row)):
+        if row[i] != row.dtype.type(0):
+            if at >= len(places):
+                return np.int64(-1)
+            places[at], codes[at] = np.int32(i), row[i]
+            at += 1
+    return at
+
+
 def room(size: int, itemsize: int) -> tuple[int, int]:
     """Changes that :func:`write_changes` takes, and bytes that it writes, at most."""
     most = size // DENSEST

@@ -137,7 +137,7 @@ def note_distinct(n: int, words: Any) -> bool:
 
 
 @compiled
-def _rounded(raw: Any, layout: Layout) -> Any:
+def rounded(raw: Any, layout: Layout) -> Any:
     """The bits of a value rounded to bfloat16, in a word of its format's width; 0.0 for -0.0."""
     bits = np.uint32(as_word(np.float32(value_of(raw, layout))))
     odd = np.uint32(bits >> np.uint32(16)) & np.uint32(1)
@@ -156,7 +156,7 @@ def note_rounded(n: int, layout: Layout, words: Any) -> bool:
         first, a, b = words[FIRST + i], words[SLOT_A + i], words[SLOT_B + i]
         distinct = words[DISTINCT + i]
         for k in range(RUNS):
-            raw = word(_rounded(words[RAW + k * TILE + i], layout))
+            raw = word(rounded(words[RAW + k * TILE + i], layout))
             if raw != first and raw != a and raw != b:
                 a, b = raw, a
                 distinct = word(distinct + word(1))
@@ -168,7 +168,7 @@ def note_rounded(n: int, layout: Layout, words: Any) -> bool:
 
 @compiled
 def begin(
-    row: Any, fresh: bool, rounded: bool, lo: int, hi: int, layout: Layout, state: State,
+    row: Any, fresh: bool, in_bfloat16: bool, lo: int, hi: int, layout: Layout, state: State,
     words: Any, work: Any,
 ) -> None:  # fmt: skip
     """Set up a tile: from the state, or from the first frame where there is none yet."""
@@ -185,7 +185,7 @@ def begin(
         for i in range(TILE):
             raw = words[RAW + i]
             raw = zero if word(raw << one) == zero else raw
-            raw = word(_rounded(raw, layout)) if rounded else raw
+            raw = word(rounded(raw, layout)) if in_bfloat16 else raw
             words[FIRST + i] = words[SLOT_A + i] = words[SLOT_B + i] = raw
             words[DISTINCT + i] = one
         for i in range(TILE):

@@ -14,6 +14,7 @@ import numpy as np
 from trajkit.arrays import Array
 from trajkit.errors import InvalidInput, Unsupported, needing
 from trajkit.kernels import api as kernels
+from trajkit.kernels.events import Events, accumulate_events, fit_events
 from trajkit.kernels.state import Solution, Sums
 
 
@@ -81,6 +82,14 @@ class CpuWorker:
 
     def accumulate(self, is_key_T: Array, steps_T: Array) -> None:
         kernels.accumulate_frames(self.codes_TN[: len(steps_T)], is_key_T, steps_T, self.sums())
+
+    def fit_events(self, events: Events, steps_T: Array, **filters: Any) -> Solution:
+        """The lines over a whole window of changes."""
+        return fit_events(events, steps_T, self.dtype, **filters)
+
+    def accumulate_events(self, events: Events, steps_T: Array) -> None:
+        """Add changes to the sums."""
+        accumulate_events(events, steps_T, self.sums())
 
     def solve(self, **filters: Any) -> Solution:
         return kernels.solve(self.sums(), **filters)

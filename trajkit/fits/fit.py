@@ -36,6 +36,7 @@ from trajkit.fits.window import Window, check_unchanged, choose_window, window_d
 from trajkit.kernels.state import SUMS_VERSION, new_stats
 from trajkit.parallel import Plan
 from trajkit.progress import Finished, Note, Progress, Started, as_subscriber, shows_progress
+from trajkit.store.events import has_events
 from trajkit.store.lock import ResultsLock
 from trajkit.store.store import Store
 from trajkit.store.tensors import Source, as_store
@@ -121,6 +122,7 @@ def fit(
             walks = FitWalks(window.axis.steps, rsq_threshold)
             digests: dict[str, str] = {}
             sums: dict[str, dict[str, float]] = {}
+            paths: set[str] = set()
             for vector in prepared.floats:
                 plan, batch = prepared.plans[vector.dtype.name]
                 source = StoreName.of(store, window, plan)
@@ -132,6 +134,7 @@ def fit(
                         weights = weights + stats
                 digests |= job.digests
                 timings.merge(job.timings)
+                paths |= job.paths
                 sums[vector.dtype.name] = job.scalars
             asked = FitRequest(
                 name=name,
@@ -156,6 +159,7 @@ def fit(
                 sums_version=SUMS_VERSION if options.keep_sums else None,
                 frames_read=frames_read,
                 digests=digests,
+                path="mixed" if len(paths) > 1 else "".join(paths) or None,
                 paper=asdict(describe_kept(weights)) if paper else None,
             )
             table = pack_table(rows)
@@ -251,7 +255,8 @@ def _prepare(
     if not 0 <= rsq_threshold <= 1:
         raise InvalidInput(f"rsq_threshold must lie in [0, 1], not {rsq_threshold}")
     if keep_sums is None:
-        keep_sums = window.n_frames >= KEEP_SUMS_FRAMES
+        again = has_events(store) and choose_device(device) == "cpu"  # cheaper than sums are
+        keep_sums = window.n_frames >= KEEP_SUMS_FRAMES and not again
     budget = parse_bytes(memory)
     options = FitOptions(
         choose_device(device), float(rsq_threshold), min_range, min_distinct, keep_sums,

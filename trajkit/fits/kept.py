@@ -163,6 +163,11 @@ class Fit:
         }
         return Stats(**fields)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of everything that the fit has written."""
+        return sum(p.lstat().st_size for p in self.folder.rglob("*") if not p.is_dir())
+
     def describe(self) -> dict[str, Any]:
         """The fit in numbers, what a driftless random walk scores beside them; JSON types."""
         from trajkit.fits.table import describe_stats
@@ -181,6 +186,8 @@ class Fit:
             "verdict": read_verdict(record.found.null.get("verdict")),
             **{key: _number(record.found.null.get(name)) for key, name in _NULL_NUMBERS.items()},
             "frames_read": record.found.frames_read,
+            "path": record.found.path,
+            "result_bytes": self.n_bytes,
             "paper": record.found.paper,
             "seconds": record.found.seconds,
             "device": record.asked.device,

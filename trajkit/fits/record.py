@@ -81,6 +81,9 @@ class FitFindings:
     """of each array, by its path in the fit's folder: which files are this fit's"""
     paper: Mapping[str, Any] | None = None
     """the statistics of :class:`trajkit.fits.paper.PaperStats`, where they were asked for"""
+    path: str | None = None
+    """what its chunks were fitted from: ``dense`` (frames), ``events`` (changes) or ``mixed``; None:
+    not known, or there was none"""
     null_rsq: tuple[float, ...] | None = None
     """shares of those walks in 1,000 bins of R² on [0, 1]; None: not known, or nothing moved"""
 
@@ -240,6 +243,7 @@ _CHECKS: dict[str, Check] = {
     "sums": optional(mapping(_word, any_of(_told, _scalars), 64)),
     "sums_version": optional(_count),
     "frames_read": _count,
+    "path": optional(text("dense|events|mixed", "dense, events or mixed")),
     "digests": mapping(_word, hexadecimal(32), 1000),
     "paper": optional(_scalars),
     "null_rsq": optional(sequence(number(0, 1), 1000, 1000)),

@@ -4,10 +4,12 @@ Axis letters: T checkpoints, N elements, M elements looked at.
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from trajkit.arrays import DTYPES, Array
+from trajkit.kernels.events import Events
 from trajkit.stats.movement import Movement, measure_movement
 
 SAMPLED_IN_CHUNK = 2048
@@ -17,21 +19,31 @@ least half of the first. Each is a memory access far from the last, a frame: a c
 takes as long as the arithmetic of a tenth of the chunk"""
 
 
-def sample_movement(
-    codes_TN: Array, is_key_T: Array, where: slice, dtype: str, tensor_size: int
-) -> Movement:
+class Codes(NamedTuple):
+    """The coded frames of a chunk."""
+
+    codes_TN: Array
+    """unsigned [T, >= N], the first row a key"""
+    is_key_T: Array
+    """which rows are bits, not deltas"""
+
+
+def sample_movement(chunk: Codes | Events, where: slice, dtype: str, tensor_size: int) -> Movement:
     """How often the elements of one tensor in a chunk change, from evenly spaced ones.
 
     Args:
-        codes_TN: coded frames of the chunk, unsigned [T, >= N], the first row a key.
-        is_key_T: which rows are bits, not deltas.
+        chunk: its frames, or the bits of its first and the changes since.
         where: the tensor's columns.
         dtype: their format.
         tensor_size: elements of the whole tensor, of which this chunk holds a part.
     """
     size = where.stop - where.start
     stride = max(size // SAMPLED_IN_CHUNK, min(tensor_size // SAMPLED_IN_TENSOR, size // 64), 1)
-    codes_TM = codes_TN[:, where.start : where.stop : stride]
+    columns = slice(where.start, where.stop, stride)
+    if isinstance(chunk, Events):
+        codes_TM, is_key_T = chunk.sampled(columns), np.arange(chunk.n_frames) == 0
+    else:
+        codes_TM, is_key_T = chunk.codes_TN[:, columns], chunk.is_key_T
     one = codes_TM.dtype.type(1)
     deltas_TM = (codes_TM >> one) ^ (np.zeros_like(codes_TM) - (codes_TM & one))
     bits_TM = np.empty_like(deltas_TM)

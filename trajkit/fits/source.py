@@ -11,8 +11,10 @@ from trajkit.arrays import Array
 from trajkit.checkpoints.layout import FlatVector
 from trajkit.errors import Mismatch
 from trajkit.fits.window import Window, digest_of, window_digest
+from trajkit.kernels.events import Events
 from trajkit.parallel import Plan, Scratch
 from trajkit.store.chunks import KEPT_OPEN, ChunkReader
+from trajkit.store.events import read_events
 from trajkit.store.store import Store
 
 
@@ -35,6 +37,15 @@ class CodeSource(Protocol):
 
         Raises:
             FormatError: a chunk is damaged or missing.
+        """
+
+    def read_events(
+        self, dtype: str, frames: range, k: int, arena: Array, fresh: bool
+    ) -> Events | None:
+        """The changes of chunk ``k`` over some frames, in the memory of ``arena``.
+
+        With the bits of the first frame where ``fresh``. None where :meth:`read_codes` is cheaper;
+        raises likewise.
         """
 
     def read_bits(self, dtype: str, t: int, k: int, out: Array) -> None:
@@ -103,6 +114,11 @@ class StoreCodes:
 
     def read_codes(self, dtype: str, frames: range, k: int, out_TN: Array) -> None:
         self.store.read_code_rows(self._readers[dtype], frames, k, out_TN)
+
+    def read_events(
+        self, dtype: str, frames: range, k: int, arena: Array, fresh: bool
+    ) -> Events | None:
+        return read_events(self.store, self._readers[dtype], frames, k, arena, fresh)
 
     def read_bits(self, dtype: str, t: int, k: int, out: Array) -> None:
         self.store.read_bits(dtype, t, k, out, self._scratch.array("codes", out.shape, out.dtype))

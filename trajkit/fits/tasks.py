@@ -16,12 +16,13 @@ import numpy as np
 from trajkit.arrays import Array
 from trajkit.checkpoints.layout import FlatVector, TensorInfo
 from trajkit.fits.arrays import FIT_CODEC, SUMS, SUMS_CODEC, fit_arrays, sums_arrays
-from trajkit.fits.devices import DeviceWorker, open_worker
-from trajkit.fits.sample import sample_movement
+from trajkit.fits.devices import CpuWorker, DeviceWorker, open_worker
+from trajkit.fits.sample import Codes, sample_movement
 from trajkit.fits.source import SOURCES, CodeSource, SourceName
 from trajkit.fits.sums import KeptSums
 from trajkit.fits.window import Window
 from trajkit.kernels import api as kernels
+from trajkit.kernels.events import Events
 from trajkit.kernels.flags import FLAG_BELOW_THRESHOLD
 from trajkit.kernels.state import Solution, Stats, Sums
 from trajkit.stats.movement import Movement
@@ -102,6 +103,8 @@ class ChunkResult:
     parts: tuple[tuple[TensorInfo, Stats, Movement], ...]
     """the statistics of the parts of tensors that lie in it, and how often their elements moved"""
     timings: StageTimings
+    by_events: bool
+    """whether it was fitted from its changes, not from its frames"""
 
 
 def run_chunk(task: ChunkTask) -> ChunkResult:
@@ -114,13 +117,14 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
     with SOURCES.using(task.source) as source:
         vector = source.vectors[task.dtype]
         start, stop = vector.chunk_span(task.k)
-        solution, sums, codes = _solve(task, source, vector, timings)
+        done = _solve_events(task, source, vector, timings)
+        solution, sums, codes = done or _solve(task, source, vector, timings)
     clock = time.perf_counter()
     parts = []
     for span in vector.spans(start, stop):
         where = slice(span.at, span.at + span.stop - span.start)
         if codes is not None:
-            moves = sample_movement(*codes, where, task.dtype, span.tensor.size)
+            moves = sample_movement(codes, where, task.dtype, span.tensor.size)
         else:
             assert sums is not None
             moves = Movement(count_changes(sums.changes[where], task.window.n_frames))
@@ -142,13 +146,57 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
         coded |= {n: SUMS_CODEC.encode(_padded(c, vector.chunk)) for n, c in columns.items()}
     timings.add("fit", middle - clock)
     timings.add("compress", time.perf_counter() - middle)
-    return ChunkResult(coded, {} if kept is None else kept.scalars, tuple(parts), timings)
+    scalars = {} if kept is None else kept.scalars
+    return ChunkResult(coded, scalars, tuple(parts), timings, done is not None)
+
+
+Solved = tuple[Solution, Sums | None, Codes | Events | None]
+"""the line of every element of a chunk; its sums, or all that it was solved from in one go"""
+
+
+def _solve_events(
+    task: ChunkTask, source: CodeSource, vector: FlatVector, timings: StageTimings
+) -> Solved | None:
+    """As :func:`_solve`, from the chunk's changes; None where its frames are cheaper."""
+    window, options = task.window, task.options
+    start, stop = vector.chunk_span(task.k)
+    worker = _device_worker(options.device, task.batch, vector.chunk, task.dtype)
+    if not isinstance(worker, CpuWorker):
+        return None
+    clock = time.perf_counter()
+    frames, fresh = range(task.first, window.stop), task.prior is None
+    events = source.read_events(task.dtype, frames, task.k, worker.codes_TN, fresh)
+    if events is None:
+        return None
+    Audit(source, task.dtype, task.k, stop - start).take_events(task.first, events)
+    middle = time.perf_counter()
+    steps_T = np.array(window.axis.steps[task.first - window.first :], np.float64)
+    filters: dict[str, Any] = {"min_range": options.min_range, "few": options.min_distinct}
+    in_one_go = not options.keep_sums and fresh
+    if in_one_go:
+        filters["distinct_in"] = options.distinct_in
+        solution = worker.fit_events(events, steps_T, **filters)
+    else:
+        _begin_sums(task, worker, vector, stop - start)
+        worker.accumulate_events(events, steps_T)
+        solution = worker.solve(**filters)
+    timings.add("read and decompress", middle - clock)
+    timings.add("fit", time.perf_counter() - middle)
+    source.check_bits(task.dtype, window.stop - 1, task.k, np.asarray(solution.bits_last))
+    return solution, None if in_one_go else worker.sums(), events if in_one_go else None
+
+
+def _begin_sums(task: ChunkTask, worker: DeviceWorker, vector: FlatVector, n: int) -> None:
+    """Start the chunk's sums, from those kept where the fit goes on."""
+    kept = None if task.prior is None else _read_sums(task, task.prior, vector, n)
+    axis = task.window.axis
+    worker.begin(n, axis.mean, axis.unit, kept, distinct_in=task.options.distinct_in)
 
 
 def _solve(
     task: ChunkTask, source: CodeSource, vector: FlatVector, timings: StageTimings
-) -> tuple[Solution, Sums | None, tuple[Array, Array] | None]:
-    """The line of every element of the chunk; its sums, or all its codes and which are keys."""
+) -> Solved:
+    """The line of every element of the chunk from its frames."""
     window, options = task.window, task.options
     start, stop = vector.chunk_span(task.k)
     n = stop - start
@@ -157,9 +205,7 @@ def _solve(
     filters: dict[str, Any] = {"min_range": options.min_range, "few": options.min_distinct}
     in_one_go = window.n_frames <= task.batch and not options.keep_sums and task.prior is None
     if not in_one_go:
-        kept = None if task.prior is None else _read_sums(task, task.prior, vector, n)
-        axis = window.axis
-        worker.begin(n, axis.mean, axis.unit, kept, distinct_in=options.distinct_in)
+        _begin_sums(task, worker, vector, n)
     audit = Audit(source, task.dtype, task.k, n)
     for begin in range(task.first, window.stop, task.batch):
         end = min(begin + task.batch, window.stop)
@@ -180,7 +226,7 @@ def _solve(
         timings.add("fit", time.perf_counter() - clock)
     source.check_bits(task.dtype, window.stop - 1, task.k, np.asarray(solution.bits_last))
     if in_one_go:
-        return solution, None, (worker.codes_TN[: window.n_frames], is_key_T)
+        return solution, None, Codes(worker.codes_TN[: window.n_frames], is_key_T)
     return solution, worker.sums(), None
 
 

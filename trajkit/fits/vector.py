@@ -42,6 +42,8 @@ class VectorFit:
         """of each array written, by its path in the folder"""
         self.scalars: dict[str, float] = {}
         """of the sums written, the same for every chunk"""
+        self.paths: set[str] = set()
+        """``events`` and ``dense``: what chunks were fitted from"""
 
     def tasks(self) -> Iterator[ChunkTask]:
         """A task for every chunk."""
@@ -70,6 +72,7 @@ class VectorFit:
                 self.timings.add("write", time.perf_counter() - clock)
                 self.timings.merge(done.timings)
                 self.scalars = dict(done.scalars)
+                self.paths.add("events" if done.by_events else "dense")
                 for info, part_stats, part_moves in done.parts:
                     stats, moves = part_stats, part_moves
                     if info.name in unfinished:

@@ -6,6 +6,7 @@ chunks      many chunks read in one call
 walk        one chunk at every checkpoint, in order
 rows        one row written chunk after chunk
 native      chunks read by compiled code
+events      changes read from sparse frames
 documents   JSON documents spelled one way
 signed      a record that is kept beside the checkpoints, with its own digest
 commit      what one atomic replace makes true

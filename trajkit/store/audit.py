@@ -15,6 +15,7 @@ import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.kernels import api as kernels
+from trajkit.kernels.events import Events
 from trajkit.store.array import SHARD_CHUNKS
 
 
@@ -35,6 +36,18 @@ class Audit:
         self._n = n
         self._bits: Array | None = None
         """at the frame that came last; None before the first key frame"""
+
+    def take_events(self, begin: int, events: Events) -> None:
+        """As :meth:`take`, of changes that begin with the bits of frame ``begin``."""
+        if self._k % SHARD_CHUNKS or events.first is None:
+            return
+        bits, codes = np.array(events.first), np.zeros_like(events.first)
+        for t in range(events.n_frames):
+            places, changed = events.of_frame(t)
+            codes[places] = changed
+            kernels.decode_frame(codes, bits, bits)
+            codes[places] = 0
+            self._source.check_bits(self._dtype, begin + t, self._k, bits)
 
     def take(self, begin: int, is_key_T: Array, codes_TN: Array) -> None:
         """Decode frames [begin, begin + T) and check their bits, where this chunk is to.

@@ -1,7 +1,7 @@
 """Many chunks of one array, read in one call that holds no lock."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from trajkit.arrays import Array
 from trajkit.remote.source import ByteSource
 from trajkit.store.array import ZArray, refusals
-from trajkit.store.native import read_rows
+from trajkit.store.native import read_event_rows, read_rows
 
 KEPT_OPEN = 256
 """shard files a reader keeps open at most: a process may open 1,024 files, mostly"""
@@ -61,6 +61,44 @@ class ChunkReader:
     def _read_together(self, cells: Sequence[tuple[int, int]], out_TN: Array) -> None:
         """Fill rows from files that are open at the same time."""
         array = self.array
+        with self._opened(cells) as (fds, places_T2):
+            done = 0
+            while done < len(cells):
+                done += read_rows(array.codec, fds[done:], places_T2[done:], out_TN[done:])
+                if done < len(cells):  # it says what is wrong, if anything is
+                    array.read_chunk(*cells[done], out_TN[done])
+                    done += 1
+
+    def read_events(self, rows: range, k: int, places: Array, codes: Array, starts: Array) -> int:
+        """Add the changes of chunk ``k`` of rows to events, up to a row that is not sparse.
+
+        Args:
+            rows: which.
+            k: the chunk.
+            places: int32, written from ``starts[0]`` on.
+            codes: unsigned, likewise.
+            starts: int64 [rows + 1], written from the second on.
+
+        Returns:
+            How many rows: fewer where one is not sparse, is damaged or has more changes than there is
+            room for.
+
+        Raises:
+            FormatError: a file or its index is missing or damaged.
+        """
+        for begin in range(0, len(rows), self.at_once):
+            some = rows[begin : begin + self.at_once]
+            with self._opened([(row, k) for row in some]) as (fds, places_T2):
+                events = places, codes, starts[begin : begin + len(some) + 1]
+                done = read_event_rows(self.array.codec, fds, places_T2, events, self.array.chunk)
+            if done < len(some):
+                return begin + done
+        return len(rows)
+
+    @contextmanager
+    def _opened(self, cells: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int | None], Array]]:
+        """Descriptors of the files of (row, chunk) pairs, and the chunks' places in them."""
+        array = self.array
         places_T2 = np.empty((len(cells), 2), np.int64)
         sources: list[ByteSource] = []
         with ExitStack() as stack:
@@ -69,13 +107,7 @@ class ChunkReader:
                 sources.append(self._source(row, s, stack))
                 path = array._shard_path(row, s)
                 places_T2[t] = array._index(sources[t], path, row, s)[inner].view(np.int64)
-            fds = [source.fd for source in sources]
-            done = 0
-            while done < len(cells):
-                done += read_rows(array.codec, fds[done:], places_T2[done:], out_TN[done:])
-                if done < len(cells):  # it says what is wrong, if anything is
-                    array.read_chunk(*cells[done], out_TN[done])
-                    done += 1
+            yield [source.fd for source in sources], places_T2
 
     def _source(self, row: int, s: int, stack: ExitStack) -> ByteSource:
         """A shard file: kept open, or until the stack is left."""

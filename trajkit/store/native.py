@@ -155,3 +155,29 @@ def longest_sparse(places_T2: Array, row_bytes: int) -> int:
     A place that claims more than any chunk can have is left to the ordinary way, which refuses it.
     """
     return min(max(int(places_T2[:, 1].max()), 0), 2 * row_bytes + 1024) + 64
+
+
+def read_event_rows(
+    codec: Codec,
+    fds: Sequence[int | None],
+    places_T2: Array,
+    events: tuple[Array, Array, Array],
+    width: int,
+) -> int:
+    """Add the changes of one chunk a row to events; how many rows, up to one that is another thing.
+
+    Args:
+        codec: of all of them; only the sparse one's chunks are read.
+        fds: descriptors of the files, [T].
+        places_T2: (offset, bytes) in their files, integers [T, 2].
+        events: places, codes and starts, as :class:`trajkit.kernels.events.Events` has them.
+        width: elements a chunk.
+    """
+    reader = find_reader()
+    if reader is None or not isinstance(codec, SparseCodec) or None in fds or not len(fds):
+        return 0
+    from trajkit.kernels.cpu.read_sparse import read_events
+
+    longest = longest_sparse(places_T2, width * events[1].itemsize)
+    coded = _scratch.array("coded", longest, np.dtype("uint8"))
+    return read_events(reader, np.array(fds, np.int64), places_T2, coded, events, width)
