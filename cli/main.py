@@ -13,6 +13,7 @@ import click
 from trajkit import __version__
 from trajkit.cli.addresses import spare_address_space
 from trajkit.cli.backtest import backtest_command
+from trajkit.cli.convert import convert_command
 from trajkit.cli.drop import drop_command
 from trajkit.cli.evidence import evidence_command
 from trajkit.cli.export import export_command
@@ -70,6 +71,7 @@ for _command in (
     report_command,
     restore_command,
     export_command,
+    convert_command,
     verify_command,
     info_command,
     drop_command,

@@ -22,6 +22,7 @@ _HOME = {
     "report": "trajkit.reports.report",
     "restore": "trajkit.store.restore",
     "export_deltas": "trajkit.store.export",
+    "convert": "trajkit.store.convert",
     "verify": "trajkit.reports.verify",
     "open": "trajkit.trajectory",
     "Trajectory": "trajkit.trajectory",
@@ -46,6 +47,7 @@ __all__ = [
     "TrajkitWarning",
     "__version__",
     "backtest",
+    "convert",
     "extrapolate",
     "extrapolate_guided",
     "fit",
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from trajkit.outputs.models import load_weights as load_weights
     from trajkit.reports.report import report as report
     from trajkit.reports.verify import verify as verify
+    from trajkit.store.convert import convert as convert
     from trajkit.store.export import export_deltas as export_deltas
     from trajkit.store.ingest import ingest as ingest
     from trajkit.store.restore import restore as restore

@@ -6,9 +6,9 @@ units of the window, T frames in the call) is all that its sums are made of:
     S_d += Δ (T - e)      S_ud += Δ sum(u_t, t >= e)      Q += Δ²      P += Δ Δu_e      V += Δ² / Δu_e
     S_dd += d² times the frames that the value before, d above the first, has lasted
 
-A block of elements stays in the first- or second-level cache for all frames. Each quantity of it is a row
-of scratch, a few cache lines longer than the block: rows a power of two apart fall into one set of the
-cache. All sums are float64 from the beginning: nothing is folded, and no square leaves the range.
+A block of elements stays in the first- or second-level cache for all frames. Each quantity of it is a
+row of scratch, a few cache lines longer than the block: rows a power of two apart fall into one set of
+the cache. All sums are float64 from the beginning: nothing is folded, and no square leaves the range.
 
 Axis letters: T checkpoints, N elements, E events.
 """

@@ -25,8 +25,13 @@ def accumulate_events(events: Events, steps_T: NDArray[Any], sums: Sums) -> None
     axis = _axis(sums, steps_T)
     if not len(steps_T):
         return
+    first, places, codes, starts, cursors = _arrays(events, form)
     cpu_events.accumulate(
-        *_arrays(events, form),
+        first,
+        places,
+        codes,
+        starts,
+        cursors,
         sums.size,
         fresh,
         axis,
@@ -52,8 +57,13 @@ def fit_events(
     scratch = new_sums(cpu_events.BLOCK, dtype, *span_units(steps_T), distinct_in)
     axis = _axis(scratch, steps_T)
     answer, bits_last = launch._new_answer(n), np.empty(n, dtype=form.bits)
+    first, places, codes, starts, cursors = _arrays(events, form)
     cpu_events.fit(
-        *_arrays(events, form),
+        first,
+        places,
+        codes,
+        starts,
+        cursors,
         n,
         axis,
         launch._design(scratch, min_range, few),
@@ -80,7 +90,7 @@ def _axis(sums: Sums, steps_T: NDArray[Any]) -> cpu_events.EventAxis:
     )
 
 
-def _arrays(events: Events, form: Format) -> Any:
+def _arrays(events: Events, form: Format) -> tuple[NDArray[Any], ...]:
     """The events for compiled code, and where it has got to in each frame."""
     first = np.empty(0, form.bits) if events.first is None else events.first
     starts = flat(np.ascontiguousarray(events.starts, np.int64))

@@ -30,6 +30,7 @@ account     what an ingest would do, and what it did
 ingest      verb: append what a trainer wrote
 output      where a verb may write a folder
 restore     verb: write a checkpoint back
+convert     verb: the store written anew with another codec
 audit       frames checked while a fit passes over them
 metrics     a run's own metrics, kept beside its checkpoints
 check       every byte against its checksum

@@ -248,6 +248,11 @@ class StoreWriter:
                 heal(self.store)
         return gone
 
+    def commit_frame(self, frame: Frame) -> None:
+        """Commit the next frame, whose rows and source record are on disk."""
+        store = self.layout()
+        self._commit(store.grown(add_frame(store.commit, frame)))
+
     def _commit(self, store: Store) -> None:
         """Make the next state of the store true; the last replace is the commit."""
         if not self.lazy or len(store.commit.frames) % MOST_BEHIND == 1:
