@@ -6,7 +6,7 @@ from typing import Any
 
 from trajkit.errors import NotFound
 from trajkit.outputs.guide.kept import read_searches
-from trajkit.reports.figures import Drawing, log_ticks, rule_across, whole_ticks, write
+from trajkit.reports.figures import Drawing, log_ticks, rule_across, shorten, whole_ticks, write
 from trajkit.reports.markup import escape
 from trajkit.reports.palette import Palette
 from trajkit.store.store import Store
@@ -132,7 +132,12 @@ def draw_guide(page: GuidePage, palette: Palette, width: int) -> Drawing:
         ax.plot(x, seen, color=colour, lw=wide, marker="o", ms=5 if chosen else 3)
         if chosen or not drawing.narrow:
             write(
-                ax, name, (0, 1), (4 + 150 * (len(curves) - 1 - i), 12), color=colour, fontsize=10
+                ax,
+                shorten(name, 24),
+                (0, 1),
+                (4 + 150 * (len(curves) - 1 - i), 12),
+                color=colour,
+                fontsize=10,
             )
     if any(y > 0 for points in curves.values() for _, y in points):
         log_ticks(ax)
