@@ -394,7 +394,7 @@ def test_the_report_has_the_rules_over_the_horizon(
 ) -> None:
     trajkit.report(traj, tmp_path / "before")
     found = [guide(traj, probes, step) for step in (50, 60)]
-    hostile = found[1].as_json() | {"rule": "<b>x", "refusal": "<i>no"}
+    hostile = found[1].as_json() | {"rule": "<b>x" + 400 * "y", "refusal": "<i>no"}
     keep_searches(traj.store, [found[0].as_json(), hostile])
     trajkit.report(traj, tmp_path / "after", formats=["svg"])
     page = (tmp_path / "after" / "index.html").read_text()
@@ -402,6 +402,7 @@ def test_the_report_has_the_rules_over_the_horizon(
     assert "<b>x" not in page
     assert "&lt;b&gt;x" in page
     assert "is 1 of 63 rules" in page
+    assert 400 * "y" not in (tmp_path / "after" / "figures" / "guide.svg").read_text()
     assert "Searched for before" in page
     assert (tmp_path / "after" / "figures" / "guide.svg").exists()
     summary = json.loads((tmp_path / "after" / "summary.json").read_text())
