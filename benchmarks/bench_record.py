@@ -1,6 +1,6 @@
 """What it costs to record every step of the adder's GRPO run, and how much smaller its store is.
 
-    python benchmarks/bench_record.py --steps 120
+    python benchmarks/bench_record.py --steps 180
 
 The run of ``data/``: TRL's GRPO from ``data/adder-grpo/checkpoint-0``, float32 weights, 256 completions
 a step, learning rate 2e-5, logged every step; one thread. Blocks of ``--block`` steps alternate: in one
@@ -8,8 +8,8 @@ kind every step is recorded as the callback records it, and what is in flight is
 in the other nothing is. Steps of the other kind are put aside and recorded after their block, outside
 of what is measured, so that the store has every step. Processor time of all threads, which other work
 on the machine does not change much; the first block of each kind is left out (imports, compiled
-code). The cost is the mean over the blocks' steps of one kind over that of the other; its interval is
-a bootstrap over pairs of neighbouring blocks (10,000 draws, seed 7).
+code). The cost is the median difference of neighbouring blocks over the median without; its interval
+is a bootstrap over the pairs (10,000 draws, seed 7).
 
 Beside it: the processor time that the recorder's calls and its thread took, counted by themselves
 (``Recorder.seconds``, all steps but those of the first two blocks), which other work disturbs less; and
@@ -139,8 +139,8 @@ def main() -> None:
     from machine import describe_machine
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=120, help="a multiple of two blocks")
-    parser.add_argument("--block", type=int, default=6, help="steps of a block")
+    parser.add_argument("--steps", type=int, default=180, help="a multiple of two blocks")
+    parser.add_argument("--block", type=int, default=3, help="steps of a block")
     options = parser.parse_args()
     if options.steps % (2 * options.block) or options.steps < 4 * options.block:
         raise SystemExit("--steps: a multiple of two blocks, four blocks at least")
@@ -150,7 +150,7 @@ def main() -> None:
         with_, without = np.array(found["with"]), np.array(found["without"])
 
         def cost(pairs: np.ndarray) -> float:
-            return float(with_[pairs].sum() / without[pairs].sum() - 1)
+            return float(np.median(with_[pairs] - without[pairs]) / np.median(without[pairs]))
 
         import trajkit
 
@@ -166,6 +166,8 @@ def main() -> None:
             "parameters": sum(v.size for v in store.vectors.values()),
             "cost": cost(pairs),
             "cost_95": [low, high],
+            "blocks_with": found["with"],
+            "blocks_without": found["without"],
             "processor_seconds_a_step_with": float(with_.mean() / options.block),
             "processor_seconds_a_step_without": float(without.mean() / options.block),
             "recorder_seconds_a_step": found["own"],

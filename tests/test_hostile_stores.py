@@ -27,6 +27,7 @@ from trajkit.reports.info import describe_store
 from trajkit.store.check import check_metadata, check_sources
 from trajkit.store.commit import table_document
 from trajkit.store.store import Store
+from trajkit.store.writer import StoreWriter
 from trajkit.text import printable
 
 
@@ -67,12 +68,20 @@ def line_of(command: Callable[[], object]) -> str | None:
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
-def test_a_lock_that_is_a_link_leaves_the_file_alone(store: Path, link: Any) -> None:
+@pytest.mark.parametrize("lock", [".lock", ".results.lock"])
+def test_a_lock_that_is_a_link_leaves_the_file_alone(store: Path, lock: str, link: Any) -> None:
     mine = store.parent / "mine.txt"
     mine.write_text("mine")
-    link(mine, store / ".lock")
+    link(mine, store / lock)
+
+    def write() -> None:
+        if lock == ".results.lock":
+            trajkit.fit(str(store))
+        with StoreWriter(store, 1):
+            pass
+
     with pytest.raises(FormatError, match=r"\.lock: .*remove it"):
-        trajkit.fit(str(store))
+        write()
     assert mine.read_text() == "mine"
 
 
