@@ -17,7 +17,7 @@ RUNS = (
     ("bench_fit.py",),
     ("bench_fit.py", "--scaling"),
     ("bench_extrapolate.py",),
-    ("bench_backtest.py",),
+    ("bench_evidence.py",),
     ("bench_outputs.py",),
 )
 

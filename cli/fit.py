@@ -145,7 +145,7 @@ def fit_command(
     with console.progress() as progress:
         result = fit(traj, rsq_threshold, progress=progress, **options)
     numbers = result.describe()
-    console.data(numbers)
+    console.data({**numbers, "modules": [dict(row) for row in result.modules]})
 
     def number(key: str) -> str:
         return "none" if numbers[key] is None else f"{numbers[key]:.3f}"

@@ -370,6 +370,20 @@ def test_the_fall_of_a_metric_is_named_and_losses_fall_well() -> None:
     assert names == ["reward", "z"]
 
 
+def test_a_loss_beside_a_reward_names_no_step() -> None:
+    """GRPO's loss is about zero whatever the model does; a supervised loss is a goal."""
+    steps = list(range(0, 110, 10))
+    up = tuple((s, s / 10) for s in steps)
+    curves = dict.fromkeys(
+        ("loss", "reward", "kl", "train/kl_mean", "eval_loss", "skill", "lr"), up
+    )
+    names = {f.name for f in judge_metrics(Metrics(curves), steps, [1.0] * 10)}
+    assert names == {"reward", "skill"}
+    supervised = Metrics({n: c for n, c in curves.items() if n != "reward"})
+    names = {f.name for f in judge_metrics(supervised, steps, [1.0] * 10)}
+    assert {"loss", "eval_loss"} <= names
+
+
 def test_the_report_names_best_steps_and_sets_runs_side_by_side(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     steps = list(range(0, 100, 10))

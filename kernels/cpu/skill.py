@@ -64,39 +64,44 @@ def _add_line(work: Any, level: float, sums: Any, at: int) -> None:
 
 
 @compiled_reordered
-def _gather(
-    lo: int,
-    m: int,
-    real: Any,
-    last: Any,
-    first: Any,
-    slope: Any,
-    mean: Any,
-    rsq: Any,
-    t: Any,
-    margin: Any,
-    flags: Any,
-    work: Any,
-) -> Any:
-    """A tile's elements into scratch, what is invalid as zeros; how many are valid."""
+def _load(part: Any, work: Any, row: int) -> None:
+    """Some elements into a row of scratch, as float64."""
+    wide_vectors()
+    inlined()
+    for i in range(len(part)):
+        work[row + i] = np.float64(part[i])
+
+
+@compiled_reordered
+def _load_invalid(flags: Any, work: Any, row: int) -> None:
+    """1 where an element is invalid, else 0."""
+    wide_vectors()
+    inlined()
+    for i in range(len(flags)):
+        work[row + i] = np.float64(flags[i] & np.uint8(FLAG_INVALID))
+
+
+@compiled_reordered
+def _compare(work: Any, m: int) -> Any:
+    """Errors of a tile from its values, what is invalid as zeros; how many of m are valid.
+
+    The rows E, Q and M hold y, y_1 and the mean before, IID the last value and WALK what is invalid.
+    """
     wide_vectors()
     inlined()
     valid = 0.0
-    for i in range(m):
-        j = lo + i
-        y, y_o = np.float64(real[j]), np.float64(last[j])
-        ok = (flags[j] & np.uint8(FLAG_INVALID)) == np.uint8(0)
-        ok = ok & (abs(y) < np.inf) & (abs(y_o) < np.inf)
-        r, s = np.float64(rsq[j]), abs(np.float64(t[j]))
+    for i in range(TILE):
+        y, y_o = work[_E + i], work[_IID + i]
+        r, s = work[_R + i], abs(work[_T + i])
+        ok = (work[_WALK + i] == 0.0) & (abs(y) < np.inf) & (abs(y_o) < np.inf)
         work[_R + i] = r if ok & (r == r) else -1.0
         work[_T + i] = s if ok & (s == s) else 0.0
         work[_E + i] = y - y_o if ok else 0.0
-        work[_P + i] = np.float64(slope[j]) if ok else 0.0
-        work[_Q + i] = y_o - np.float64(first[j]) if ok else 0.0
-        work[_M + i] = y - np.float64(mean[j]) if ok else 0.0
-        work[_OFF + i] = np.float64(margin[j])
+        work[_P + i] = work[_P + i] if ok else 0.0
+        work[_Q + i] = y_o - work[_Q + i] if ok else 0.0
+        work[_M + i] = y - work[_M + i] if ok else 0.0
         valid += 1.0 if ok else 0.0
-    return valid
+    return valid - (TILE - m)
 
 
 @compiled_reordered
@@ -108,13 +113,13 @@ def _forecast(work: Any, horizon: Horizon, spread: float, reach: float) -> None:
     for i in range(TILE):
         slope, d, r, s = work[_P + i], work[_Q + i], work[_R + i], work[_T + i]
         p, q = slope * horizon.h, d * ahead
-        by_t = 1.0 / max(s * s, 1.0)
+        per_t = 1.0 / max(s * s, 1e-300)
         work[_P + i], work[_Q + i] = p, q
         work[_L + i] = work[_M + i] - slope * horizon.dx
-        work[_W + i] = q * (1.0 - by_t)
+        work[_W + i] = q * (1.0 - min(per_t, 1.0))
         work[_K + i] = p * max(r - horizon.null, 0.0) * lift
         work[_IID + i] = slope * slope * max(1.0 / max(r, 1e-300) - 1.0, 0.0) * spread
-        work[_WALK + i] = d * d / max(s * s, 1e-300) * reach
+        work[_WALK + i] = d * d * per_t * reach
 
 
 @compiled_reordered
@@ -125,9 +130,10 @@ def _count_covered(work: Any, z: float, sums: Any) -> None:
     counted, iid, walk = 0.0, 0.0, 0.0
     for i in range(TILE):
         has = (work[_R + i] > 0.0) & (work[_T + i] > 0.0) & (work[_T + i] < np.inf)
-        in_iid = abs(work[_L + i]) <= z * np.sqrt(work[_IID + i]) + work[_OFF + i]
-        off = abs(work[_E + i] - work[_Q + i])
-        in_walk = off <= z * np.sqrt(work[_WALK + i]) + work[_OFF + i]
+        off_line = max(abs(work[_L + i]) - work[_OFF + i], 0.0)
+        off_walk = max(abs(work[_E + i] - work[_Q + i]) - work[_OFF + i], 0.0)
+        in_iid = off_line * off_line <= z * z * work[_IID + i]
+        in_walk = off_walk * off_walk <= z * z * work[_WALK + i]
         counted += 1.0 if has else 0.0
         iid += 1.0 if has & in_iid else 0.0
         walk += 1.0 if has & in_walk else 0.0
@@ -166,7 +172,17 @@ def _tally(
         m = min(TILE, n - lo)
         if m < TILE:
             work[:] = 0.0
-        sums[0] += _gather(lo, m, real, last, first, slope, mean, rsq, t, margin, flags, work)
+        tile = slice(lo, lo + m)
+        _load(real[tile], work, _E)
+        _load(last[tile], work, _IID)
+        _load(first[tile], work, _Q)
+        _load(slope[tile], work, _P)
+        _load(mean[tile], work, _M)
+        _load(rsq[tile], work, _R)
+        _load(t[tile], work, _T)
+        _load(margin[tile], work, _OFF)
+        _load_invalid(flags[tile], work, _WALK)
+        sums[0] += _compare(work, m)
         _forecast(work, horizon, spread, reach)
         sums[1] += _dot(work, _E, _E)
         sums[2] += _dot(work, _E, _Q)

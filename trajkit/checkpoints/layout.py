@@ -5,6 +5,7 @@ first checkpoint's files hold them. One vector a dtype gives even chunks whateve
 sizes, and one frame a checkpoint.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +17,15 @@ from trajkit.errors import FormatError
 
 CHUNK_ELEMENTS = 1 << 18
 """C: elements a chunk. Measured (DESIGN.md): smaller costs calls, larger falls out of the cache"""
+
+
+def module_of(name: str) -> str:
+    """The module a tensor belongs to, layers and experts folded.
+
+    >>> module_of("model.layers.12.mlp.up_proj.weight")
+    'model.layers.*.mlp.up_proj'
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name).removesuffix(".weight")
 
 
 @dataclass(frozen=True, slots=True)

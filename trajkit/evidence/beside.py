@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from trajkit.arrays import Array
+from trajkit.checkpoints.layout import module_of
 from trajkit.errors import Mismatch
-from trajkit.evidence.gram import module_of
 from trajkit.kernels import api as kernels
 from trajkit.stats.gram import drift_cosine
 from trajkit.store.store import Store

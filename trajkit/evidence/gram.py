@@ -10,7 +10,6 @@ Axis letters: T frames of the window, A checkpoints looked at, K = A - 1 changes
 G groups.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trajkit.arrays import Array
-from trajkit.checkpoints.layout import FlatVector
+from trajkit.checkpoints.layout import FlatVector, module_of
 from trajkit.fits.window import Window
 from trajkit.kernels import api as kernels
 from trajkit.parallel import Plan, count_workers, map_in_order, plan_batch
@@ -51,15 +50,6 @@ class GroupMovement:
             self.changed_K + other.changed_K,
             self.elements + other.elements,
         )
-
-
-def module_of(name: str) -> str:
-    """The module a tensor belongs to, layers and experts folded.
-
-    >>> module_of("model.layers.12.mlp.up_proj.weight")
-    'model.layers.*.mlp.up_proj'
-    """
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name).removesuffix(".weight")
 
 
 def group_modules(store: Store) -> Mapping[str, str]:

@@ -1,6 +1,13 @@
-"""Metrics of a run beside its movement: the best step by each, and what came after it."""
+"""Metrics of a run beside its movement: the best step by each, and what came after it.
 
-from collections.abc import Sequence
+Which metrics are judged is told by their names alone: not learning rates, norms, lengths and the like;
+and where a run has a reward, neither its loss nor its KL. The loss of policy gradients is weighted by
+advantages that are centred in each batch, so that it says nothing of how good the model is, and KL tells
+how far it went. A run without a reward is taken for supervised, and its loss is a goal.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +38,7 @@ _NOT_GOALS = (
         "frac_reward_zero",
     ),
 )
+_POLICY = re.compile(r"loss|(^|[^a-z])kl([^a-z]|$)")
 FELL = 0.1
 """a metric has fallen when its last third is worse than the best by this part of its whole range"""
 
@@ -60,6 +68,18 @@ def is_goal(name: str) -> bool:
     """
     lower = name.lower()
     return not any(word in lower for word in _NOT_GOALS)
+
+
+def goals_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The metrics of a run that say how good its model is; the module has the rule.
+
+    >>> goals_of(["loss", "kl", "lr", "reward"]), goals_of(["loss", "lr", "eval_loss"])
+    (('reward',), ('loss', 'eval_loss'))
+    """
+    goals = [name for name in names if is_goal(name)]
+    if any("reward" in name.lower() for name in goals):
+        goals = [name for name in goals if not _POLICY.search(name.lower())]
+    return tuple(goals)
 
 
 def prefers_larger(name: str) -> bool:
@@ -124,8 +144,8 @@ def judge_metric(
 def judge_metrics(
     metrics: Metrics, steps: Sequence[int], speed: Sequence[float]
 ) -> tuple[MetricFinding, ...]:
-    """The metrics that say how good the model is; rewards and accuracies first."""
-    found = [judge_metric(n, c, steps, speed) for n, c in metrics.curves.items() if is_goal(n)]
+    """The metrics that say how good the model is (:func:`goals_of`); rewards and accuracies first."""
+    found = [judge_metric(n, metrics.curves[n], steps, speed) for n in goals_of(metrics.curves)]
     order = ("reward", "accuracy", "acc", "score", "p_correct", "loss")
     known = [f for f in found if f is not None]
     return tuple(sorted(known, key=lambda f: (_rank(f.name, order), len(f.name), f.name)))

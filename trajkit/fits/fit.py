@@ -150,8 +150,9 @@ def fit(
                 stats={
                     k: v.tolist() if hasattr(v, "tolist") else v for k, v in asdict(total).items()
                 },
-                null=walks.summary(total),
+                null=walks.summary(),
                 null_rsq=walks.rsq(),
+                modules=walks.modules(),
                 versions={"trajkit": trajkit.__version__, "python": platform.python_version()},
                 seconds=time.perf_counter() - started,
                 table_sha256="",

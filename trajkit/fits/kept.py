@@ -13,7 +13,7 @@ The first trajkit kept the arrays beside the record; such fits are read as well.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +55,7 @@ _NULL_NUMBERS = {
     "continuous_null_median_rsq": "continuous_median_rsq",
     "increment_ulps": "increment_ulps",
     "null_median_durbin_watson": "median_durbin_watson",
+    "null_share_drift_t_above_2": "share_drift_t_above_2",
 }
 """what :meth:`Fit.describe` takes from the record's null: name there -> name here"""
 
@@ -192,6 +193,14 @@ class Fit:
             "seconds": record.found.seconds,
             "device": record.asked.device,
         }
+
+    @property
+    def modules(self) -> tuple[Mapping[str, Any], ...]:
+        """Each module's share that drifts and its verdict, layers and experts folded, with its name.
+
+        Empty where the fit was made before these were kept.
+        """
+        return self.record.found.modules or ()
 
     def summary(self) -> "pl.DataFrame":
         """One row a tensor: counts, R², Durbin-Watson, drift and slope statistics.

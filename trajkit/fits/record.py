@@ -86,6 +86,9 @@ class FitFindings:
     not known, or there was none"""
     null_rsq: tuple[float, ...] | None = None
     """shares of those walks in 1,000 bins of R² on [0, 1]; None: not known, or nothing moved"""
+    modules: tuple[Mapping[str, Any], ...] | None = None
+    """each module's own verdict, layers folded (:meth:`trajkit.fits.walks.FitWalks.modules`); None:
+    made before there were any"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,26 @@ _float_dtype = text(
 )
 _told = optional(any_of(number(), _word))
 _scalars = mapping(_word, _told, 64)
+
+
+def _check_module(value: Any) -> Mapping[str, Any]:
+    """A module's row: its name, its counts and shares, its verdict."""
+    if not isinstance(value, dict) or not value.keys() >= _MODULE:
+        raise ValueError(f"an object with {', '.join(sorted(_MODULE))}")
+    row = {key: _MODULE_FIELDS.get(key, _told)(found) for key, found in value.items()}
+    return {key: row[key] for key in sorted(row)}
+
+
+_share = optional(number(0, 1))
+_MODULE_FIELDS: dict[str, Check] = {
+    "module": text(r"[^\x00-\x1f\x7f]{1,4096}", "a module's name"),
+    "elements": _count,
+    "fitted": _count,
+    "verdict": optional(text("static|straight|drifting|wandering", "a verdict")),
+    **dict.fromkeys(("median_rsq", "share_above_threshold", "null_median_rsq"), _share),
+    **dict.fromkeys(("null_above_threshold", "drift_share", "drift_excess"), _told),
+}
+_MODULE = frozenset(_MODULE_FIELDS)
 _CHECKS: dict[str, Check] = {
     "name": text(NAME, "a fit's name"),
     "steps": ascending_steps,
@@ -247,6 +270,7 @@ _CHECKS: dict[str, Check] = {
     "digests": mapping(_word, hexadecimal(32), 1000),
     "paper": optional(_scalars),
     "null_rsq": optional(sequence(number(0, 1), 1000, 1000)),
+    "modules": optional(sequence(_check_module, 256)),
     "arrays": optional(text(ARRAYS_FOLDER, "the name of a folder of arrays")),
 }
 """what each field may be"""

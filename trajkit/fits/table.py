@@ -90,6 +90,14 @@ _NUMBERS = (
 )
 """statistics that have no value where no element was fitted"""
 
+_NULLS = (
+    "null_median_rsq",
+    "null_above_threshold",
+    "null_median_durbin_watson",
+    "null_share_drift_t_above_2",
+)
+"""what a driftless walk with a tensor's own increments scores"""
+
 Column = list[Any]
 
 
@@ -123,13 +131,12 @@ _COLUMNS: Mapping[str, Callable[[Node], Column]] = {
     **dict.fromkeys(COUNTS, _wholes),
     **dict.fromkeys(_NUMBERS, _reals),
     "hist_rsq": _cells(_histogram),
-    "null_median_rsq": _reals,
-    "null_above_threshold": _reals,
+    **dict.fromkeys(_NULLS, _reals),
     "drifting": _cells(lambda cell: None if cell.value is None else cell.whole()),
     "verdict": _cells(lambda cell: None if cell.value is None else cell.text()),
 }
 COLUMNS = tuple(_COLUMNS)
-ADDED = ("null_median_rsq", "null_above_threshold", "drifting", "verdict")
+ADDED = (*_NULLS, "drifting", "verdict")
 """columns that tables of an earlier trajkit have not; their values are None there"""
 MAX_BYTES = 1 << 30
 """of a table, unpacked"""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trajkit.checkpoints.metrics import Metrics
-from trajkit.evidence.metrics import MetricFinding, judge_metrics
+from trajkit.evidence.metrics import MetricFinding, goals_of, judge_metrics
 from trajkit.evidence.movement import Evidence
 from trajkit.reports.findings import number, percent
 from trajkit.reports.markup import escape
@@ -47,7 +47,7 @@ def describe_movement(found: Evidence, metrics: Metrics | None) -> MovementPage:
         [b["step"] for b in overall["breaks"]],
         curves,
     )
-    sentences = (*_say_turns(found), *(_say_metric(f) for f, _ in curves))
+    sentences = (*_say_turns(found), *(_say_metric(f) for f, _ in curves), *_say_left_out(metrics))
     summary = {**overall, "steps": list(found.steps), "metrics": [asdict(f) for f in judged]}
     return MovementPage(data, sentences, _table(found), summary)
 
@@ -92,6 +92,19 @@ def _say_metric(finding: MetricFinding) -> str:
         f"{text}. After the checkpoint of step {finding.peak_step:,} it fell, to {finding.last:.3g}, "
         f"while the weights moved on: {percent(finding.moved_after)} of all movement came after."
     )
+
+
+def _say_left_out(metrics: Metrics | None) -> list[str]:
+    """Why a loss beside a reward is not judged, where there is one."""
+    if metrics is None or not any("loss" in n.lower() for n in metrics.curves):
+        return []
+    goals = goals_of(metrics.curves)
+    if any("reward" in name.lower() for name in goals):
+        return [
+            "No step is best by the loss: of a run with a reward it is that of policy gradients, "
+            "which says nothing of how good the model is."
+        ]
+    return []
 
 
 def _table(found: Evidence) -> str:

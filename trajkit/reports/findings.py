@@ -114,6 +114,14 @@ def _nothing(n: Mapping[str, Any]) -> str:
     return f"There is nothing to fit: {what}."
 
 
+def _of_walks(n: Mapping[str, Any], walk: WalkReference) -> str:
+    """How many walks have |t| of two or more; through the format, where the fit keeps that."""
+    through = n.get("null_share_drift_t_above_2")
+    if through is None:
+        return f"{percent(walk.share_drift_t_above_2)} of walks without rounding"
+    return f"{percent(through)} of driftless walks with their increments"
+
+
 def _notes(verdict: str, n: Mapping[str, Any], walk: WalkReference | None) -> list[str]:
     notes = []
     if verdict == "straight":
@@ -161,8 +169,7 @@ def _notes(verdict: str, n: Mapping[str, Any], walk: WalkReference | None) -> li
             notes.append(
                 "A test that does not look at R²: the mean change from checkpoint to checkpoint is "
                 f"at least two standard errors from zero for "
-                f"{percent(n['share_drift_t_above_2'])} of the elements, and for "
-                f"{percent(walk.share_drift_t_above_2)} of walks without rounding."
+                f"{percent(n['share_drift_t_above_2'])} of the elements, and for {_of_walks(n, walk)}."
             )
         few = n["few_distinct"] / n["fitted"]
         if few > 0.1 and n["kept"]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Measure = Callable[[Cell], float | None]
+Nulls = tuple[str, float | None]
+"""the table's column with each tensor's walks, and the value of all where there is none"""
 _ROW = 19
 _MOST_DOTS = 1500
 _WIDEST_CELL = 46.0
@@ -41,7 +43,10 @@ def draw_modules(
     palette: Palette,
     width: int,
 ) -> Drawing:
-    """Two heat maps, layers x modules: median R², and the share above the threshold."""
+    """Two heat maps, layers x modules: median R², and the share above the threshold.
+
+    A cell's neutral colour is what driftless walks with the cell's own increments score.
+    """
     narrow = width < 600
     label_width = _label_width(grid.all_rows, width, 0.38 if narrow else 0.26)
     gap, head = 28, 48
@@ -50,15 +55,19 @@ def draw_modules(
     strip = _ROW * len(grid.outside)
     panel_height = head + body + strip + 16
     drawing = Drawing(width, (2 if narrow else 1) * panel_height, palette)
-    panels: list[tuple[str, Measure, float | None]] = [
-        ("median R²", lambda cell: cell.median_rsq, null_median),
-        (f"share with R² > {threshold:g}", lambda cell: cell.share_above, null_share),
+    panels: list[tuple[str, Measure, Nulls]] = [
+        ("median R²", lambda cell: cell.median_rsq, ("null_median_rsq", null_median)),
+        (
+            f"share with R² > {threshold:g}",
+            lambda cell: cell.share_above,
+            ("null_above_threshold", null_share),
+        ),
     ]
     for i, (title, measure, null) in enumerate(panels):
         left = label_width + (0 if narrow else i * (across + gap))
         top = head + (i * panel_height if narrow else 0)
         labels = label_width if i == 0 or narrow else 0
-        _colour_bar(drawing, left, top - 24, min(across, 184), title, null)
+        _colour_bar(drawing, left, top - 24, min(across, 184), title, null[1])
         if grid.rows:
             cell_width = min(across / grid.layers, _WIDEST_CELL)
             n = len(grid.rows)
@@ -81,7 +90,7 @@ def _fill_cells(
     cell_width: float,
     label_width: float,
     measure: Measure,
-    null: float | None,
+    nulls: Nulls,
     title: str,
 ) -> None:
     """A cell a layer and module, coloured by the measure; labels where there is room for them."""
@@ -89,9 +98,11 @@ def _fill_cells(
     pad = 0.5 / cell_width if cell_width >= 5 else 0.0
     for y, row in enumerate(rows):
         for x, cell in row.cells.items():
-            value = measure(cell)
+            value, null = measure(cell), own_null(cell, *nulls)
             where = f"{row.label}, layer {x}" if len(row.cells) > 1 else row.label
             shown = "none fitted" if value is None else f"{title} {value:.3f}"
+            if value is not None and null is not None:
+                shown += f", its walks {null:.3f}"
             colour = None if value is None else palette.heat_colour(value, null)
             drawing.cell(
                 ax,
@@ -108,6 +119,12 @@ def _fill_cells(
     letters = (label_width - 12) / LETTER
     names = [shorten(row.label, letters) if label_width else "" for row in rows]
     ax.set_yticks([y + 0.5 for y in range(len(rows))], names, fontsize=10.5)
+
+
+def own_null(cell: Cell, column: str, overall: float | None) -> float | None:
+    """What walks with a cell's own increments score, in [0, 1]; of the whole where not known."""
+    null = cell.null(column)
+    return overall if null is None else min(max(null, 0.0), 1.0)
 
 
 def _label_width(rows: Sequence[Row], width: float, most: float) -> float:
@@ -129,7 +146,7 @@ def _layer_ticks(ax: "Axes", layers: int, cell_width: float) -> None:
 def _colour_bar(
     drawing: Drawing, left: float, top: float, width: float, title: str, null: float | None
 ) -> None:
-    """The panel's title, and its colours from 0 to 1 with the random walk at the neutral middle."""
+    """The panel's title, and its colours from 0 to 1, neutral where walks of the whole model lie."""
     palette = drawing.palette
     ax = drawing.axes(left, top, width, 7)
     n = 8 * HEAT_LEVELS
@@ -151,7 +168,11 @@ def _colour_bar(
 def draw_drift(
     grid: ModuleGrid, walk: WalkReference | None, window: float, palette: Palette, width: int
 ) -> Drawing:
-    """Per module, a dot a layer: Durbin-Watson, significant drift, and the slope in ulps."""
+    """Per module, a dot a layer: Durbin-Watson, significant drift, and the slope in ulps.
+
+    Dashed: what driftless walks with the module's own increments score, seen through its format; of
+    fits that do not keep it, continuous walks on the same steps.
+    """
     rows = [row for row in grid.all_rows if row.pooled.fitted]
     narrow = width < 600
     label_width = _label_width(rows, width, 0.38 if narrow else 0.24)
@@ -173,7 +194,8 @@ def draw_drift(
         values = [
             _draw_spread(ax, y + 0.5, row, column, palette, dots) for y, row in enumerate(rows)
         ]
-        note = _draw_reference(ax, column, walk, window, [v for v in values if v], palette)
+        nulls = [row.pooled.null(f"null_{column}") for row in rows]
+        note = _draw_reference(ax, column, walk, window, [v for v in values if v], palette, nulls)
         letters = (label_width - 12) / LETTER
         names = [shorten(row.label, letters) if i == 0 or narrow else "" for row in rows]
         ax.set_yticks([y + 0.5 for y in range(len(rows))], names, fontsize=10.5)
@@ -207,13 +229,20 @@ def _draw_reference(
     window: float,
     ranges: Sequence[tuple[float, float]],
     palette: Palette,
+    nulls: Sequence[float | None],
 ) -> str:
-    """A panel's x axis, and what a driftless walk or rounding gives; returns a note about it."""
+    """A panel's x axis, and what driftless walks or rounding give; returns a note about it."""
     low = min((r[0] for r in ranges), default=0.1)
     high = max((r[1] for r in ranges), default=1.0)
 
+    own = [(y, null) for y, null in enumerate(nulls) if null is not None]
+
     def dashed(x: float) -> None:
         ax.axvline(x, color=palette.ink, lw=1.4, linestyle=DASHED)
+
+    def dashed_rows() -> None:
+        for y, null in own:
+            ax.plot([null, null], [y + 0.04, y + 0.96], color=palette.ink, lw=1.4, linestyle="--")
 
     if column == "median_ulps_per_100_steps":
         half = 0.5 * 100 / window
@@ -229,6 +258,16 @@ def _draw_reference(
     if walk is None:
         ax.set(xlim=(0, 1), xticks=[])
         return "takes three checkpoints"
+    if own and column == "median_durbin_watson":
+        dashed_rows()
+        ax.axvline(2, color=palette.muted, lw=1, linestyle=DOTTED)
+        ax.set_xlim(0, max(2.6, high * 1.05, 1.1 * max(null for _, null in own)))
+        return "dashed: its walks · dotted: noise, 2"
+    if own:
+        dashed_rows()
+        ax.set_xlim(0, 1)
+        percent_ticks(ax, "x", 4)
+        return "dashed: its walks"
     if column == "median_durbin_watson":
         ax.axvspan(walk.dw_low, walk.dw_high, color=palette.null, alpha=0.22, lw=0)
         dashed(walk.dw_median)

@@ -6,6 +6,7 @@ after it the module. Whole numbers after the layer that count experts, or count 
 folded into one.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,6 +108,19 @@ class Cell:
     def share_above(self) -> float | None:
         """Share of the fitted elements above the threshold."""
         return share(self.total("above_threshold"), self.fitted)
+
+    def null(self, column: str) -> float | None:
+        """What walks score, ``null_*`` of the table: the tensors' mean, weighted by fitted elements.
+
+        None where the fit keeps none.
+        """
+        known = [
+            (row[column], row["fitted"]) for row in self.tensors if row.get(column) is not None
+        ]
+        total = sum(weight for value, weight in known if math.isfinite(value))
+        if not total:
+            return None
+        return float(sum(v * (w / total) for v, w in known if math.isfinite(v)))
 
     def typical(self, column: str) -> float | None:
         """Median over tensors of a per-tensor statistic, weighted by fitted elements."""

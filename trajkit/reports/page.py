@@ -52,6 +52,8 @@ class PageData:
     min_distinct: int
     min_range: float
     footer: str
+    modules: str = ""
+    """HTML: a row a module with its verdict; empty where the fit keeps none"""
     movement: tuple[str, str] = ("", "")
     """lead and content, HTML, of the section on movement"""
     trust: tuple[str, str] | None = None
@@ -90,7 +92,7 @@ def build_page(data: PageData) -> str:
         _section("rsq", "How straight: R² of every element", "", "", data.figures.get("rsq")),
         _section("run", "The run at a glance", "", _facts(data.run), data.figures.get("timeline")),
         _section("accounting", "What these numbers leave out", ACCOUNTING, accounts),
-        _section("modules", "Where in the model", "", "", data.figures.get("modules")),
+        _section("modules", "Where in the model", "", data.modules, data.figures.get("modules")),
         _section("drift", "Drift against noise", "", "", data.figures.get("drift")),
         _section("gallery", "Trajectories and their lines", "", "", data.figures.get("gallery")),
         *_output_sections(data),

@@ -34,7 +34,7 @@ from trajkit.reports.outputs_section import OutputsSection, read_section
 from trajkit.reports.page import FigureBlock, PageData, build_page, run_facts
 from trajkit.reports.palette import LIGHT, PAGE, Palette, css_colours
 from trajkit.reports.plots import RsqData, draw_gallery, draw_histogram, draw_timeline
-from trajkit.reports.tables import table_lines
+from trajkit.reports.tables import module_table, table_lines
 from trajkit.reports.trust import TrustPage, draw_trust, read_trust
 from trajkit.stats.walks import WalkReference, reference_walks
 from trajkit.store.metrics import read_kept_metrics
@@ -206,6 +206,7 @@ class _Job:
             min_distinct=record.asked.min_distinct,
             min_range=record.asked.min_range,
             movement=self._movement_words(),
+            modules=module_table(self.fit.modules),
             trust=None if self.trust is None else self.trust.html,
             guide=None if self.guide is None else self.guide.html,
             beside=None if self.beside is None else self.beside.html,
@@ -235,6 +236,7 @@ class _Job:
             "guide": None if self.guide is None else self.guide.summary,
             "beside": None if self.beside is None else self.beside.summary,
             "modules": [_module_summary(row) for row in self.grid.all_rows],
+            "module_verdicts": [dict(row) for row in self.fit.modules],
             "outputs": None if self.outputs is None else self.outputs.numbers,
             "gallery": [
                 {"role": p.role, "tensor": p.tensor, "index": list(p.index), "rsq": p.rsq}
@@ -373,8 +375,8 @@ class _Job:
                 width,
             ),
             "<b>How to read it.</b> A column for each layer, a row for each module; tensors "
-            "outside the layers stand below. Grey is what a random walk scores, blue is "
-            "straighter, orange less straight. An empty frame has no fitted element. Point at a "
+            "outside the layers stand below. Grey is what walks with a cell's own increments score, "
+            "blue is straighter, orange less straight. An empty frame has no fitted element. Point at a "
             "cell for its numbers." + folded,
             f"Two heat maps of {len(grid.rows)} modules by {grid.layers} layers and "
             f"{len(grid.outside)} tensors outside of them: median R², and share above "
@@ -385,12 +387,18 @@ class _Job:
         n = self.numbers
         span = max(self.fit.axis.span, 1)
         walk = self.walk
-        reference = (
-            ""
-            if walk is None
-            else f" Walks on these steps have a Durbin-Watson of {number(walk.dw_median)} (middle "
-            f"half in grey) and |t| ≥ 2 in {percent(walk.share_drift_t_above_2)}."
-        )
+        null_dw, null_t = n["null_median_durbin_watson"], n["null_share_drift_t_above_2"]
+        reference = ""
+        if null_t is not None:
+            reference = (
+                f" Dashed is what walks with a module's own increments score, seen through its format: "
+                f"of the whole model {number(null_dw)} and {percent(null_t)}."
+            )
+        elif walk is not None:
+            reference = (
+                f" Walks on these steps have a Durbin-Watson of {number(walk.dw_median)} (middle half "
+                f"in grey) and |t| ≥ 2 in {percent(walk.share_drift_t_above_2)}."
+            )
         return _Figure(
             "drift",
             lambda palette, width: draw_drift(self.grid, walk, span, palette, width),

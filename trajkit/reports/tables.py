@@ -36,6 +36,28 @@ ACCOUNTING = (
 )
 
 
+def module_table(modules: Sequence[Mapping[str, Any]]) -> str:
+    """A row a module: how many of its elements drift, its R² beside its walks', its verdict; HTML."""
+    if not modules:
+        return ""
+    head = (
+        "<tr><th>module, layers folded</th><th>elements</th><th>drift</th><th>median R²</th>"
+        "<th>its walks</th><th>verdict</th></tr>"
+    )
+    lines = (
+        f'<tr><th scope="row">{escape(printable(row["module"]))}</th>'
+        f'<td class="n">{row["elements"]:,}</td><td class="n">{percent(row["drift_share"], 1)}</td>'
+        f'<td class="n">{number(row["median_rsq"])}</td>'
+        f'<td class="n">{number(row["null_median_rsq"])}</td>'
+        f"<td>{row['verdict'] or 'none'}</td></tr>"
+        for row in modules
+    )
+    return (
+        f'<div class="scroll"><table class="plain"><thead>{head}</thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
 def build_accounts(n: Mapping[str, Any], min_distinct: int, min_range: float) -> str:
     """What became of every element, as HTML; ``n`` is :meth:`trajkit.fits.Fit.describe`."""
     everything, fitted, kept = n["elements"], n["fitted"], n["kept"]

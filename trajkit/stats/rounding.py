@@ -170,6 +170,11 @@ class Mixture:
         return weighted_quantile(self.rsq_R, 1.0)
 
     @property
+    def share_t_above_2(self) -> float:
+        """Share whose drift has |t| >= 2; 0 where none has a t."""
+        return float(self.t_tail_E[np.searchsorted(T_EDGES_E, 2.0)])
+
+    @property
     def median_dw(self) -> float | None:
         """Median Durbin-Watson, None where none has one."""
         return weighted_quantile(self.dw_D, 4.0) if self.dw_D.sum() > 0 else None
