@@ -98,7 +98,11 @@ def table_lines(record: Mapping[str, Any]) -> list[str]:
     """The table: a row a rule, a column a horizon."""
     best = record["best"]
     lines = ["error over holding".ljust(24) + "".join(f"{f'+{h}':>9}" for h in record["horizons"])]
-    shown = [name for name in record["ratio"] if name.startswith(("ema", "rank-k"))]
+    shown = [
+        name
+        for name in record["ratio"]
+        if name.startswith(("ema", "rank-k")) and name not in record["defaults"]
+    ]
     rows = [(name, record["ratio"][name]) for name in (*record["defaults"], *shown)]
     rows.append(("chosen beforehand", [choice["honest_ratio"] for choice in best]))
     for name, row in rows:

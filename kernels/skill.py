@@ -64,7 +64,7 @@ class Horizon(NamedTuple):
     null: float
     """median R² of a driftless walk on the window, which ``shrunk`` takes for nothing"""
     z: float
-    """quantile of the intervals, 1.96 for 95 %"""
+    """quantile of the intervals: Student's, of the window's checkpoints less two"""
 
 
 def tally_errors(

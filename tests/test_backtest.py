@@ -88,7 +88,7 @@ def test_errors_are_those_of_fits_from_scratch(tmp_path: Path, dtype: str) -> No
                 sums[name] = sums.get(name, 0.0) + float(((forecast - y[g]) ** 2).sum())
         for name in sums.keys() - {"hold"}:
             expected = np.sqrt(sums[name] / sums["hold"])
-            assert record["ratio"][name][i] == pytest.approx(expected, rel=2e-3), (name, horizon)
+            assert record["ratio"][name][i] == pytest.approx(expected, rel=1e-5), (name, horizon)
 
 
 def test_combinations_are_judged_on_every_sixteenth_element(tmp_path: Path) -> None:
@@ -188,8 +188,7 @@ def test_intervals_cover_what_they_are_made_for(tmp_path: Path, kind: str, seed:
     write_values(tmp_path / "ckpts", steps, values, "float32")
     trajkit.ingest(tmp_path / "ckpts", tmp_path / "s.zarr")
     covered = [c[kind] for c in backtest(tmp_path / "s.zarr").record["coverage"]]
-    # the quantile is the normal one: with 10 checkpoints a t of 8 degrees covers a little less
-    assert 0.92 < min(covered) <= max(covered) < 0.97
+    assert 0.93 < min(covered) <= max(covered) < 0.97
 
 
 @given(

@@ -45,7 +45,7 @@ def test_continuous_walks_score_as_the_reference_table_says(
     assert np.median(rsq) == pytest.approx(median, abs=0.01)
     assert (rsq > 0.7).mean() == pytest.approx(above, abs=0.01)
     assert np.quantile(rsq, 0.95) == pytest.approx(high, abs=0.01)
-    assert np.median(durbin_watson(steps)) == pytest.approx(dw, abs=0.03)
+    assert np.median(durbin_watson(steps)) == pytest.approx(dw, abs=0.01)
 
 
 def test_noise_about_a_constant_is_the_second_null() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from trajkit.arrays import Array
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.errors import InvalidInput
-from trajkit.evidence.candidates import COMBINATIONS, HOLD, all_candidates, coverage, ratio
+from trajkit.evidence.candidates import COMBINATIONS, HOLD, PLAIN, all_candidates, coverage, ratio
 from trajkit.evidence.choice import choose, trust_horizon
 from trajkit.evidence.errors import Errors, sum_errors
 from trajkit.evidence.kept import Backtest, commit_backtest
@@ -153,7 +153,7 @@ def describe(plan: BacktestPlan, errors: Errors) -> dict[str, Any]:
             for f in plan.forecasts
         ],
         "ratio": {c.name: _ratios(plan, errors_FC[:, i], held_F) for i, c in enumerate(candidates)},
-        "defaults": [c.name for c in candidates[:DEFAULTS]],
+        "defaults": [c.name for c in candidates if c in (*all_candidates()[:DEFAULTS], *PLAIN)],
         "best": [
             {
                 "horizon": c.horizon,

@@ -82,6 +82,14 @@ COMBINATIONS = (
 """combinations of checkpoints, judged on a sample of the elements"""
 
 
+PLAIN = (
+    Candidate("ema", parameter=0.5),
+    Candidate("rank-k", parameter=1.0),
+    Candidate("rank-k-anchored", parameter=1.0),
+)
+"""those of them that are an estimator at its default"""
+
+
 def _moved(sums: Array, cross: str, square: str, damping: float) -> float:
     """Σ (e - a m)²."""
     error = sums[_AT["ee"]] - 2 * damping * sums[_AT[cross]] + damping**2 * sums[_AT[square]]

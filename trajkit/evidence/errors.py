@@ -15,6 +15,7 @@ sampled elements.
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from trajkit.kernels.skill import SUMS, Horizon
 from trajkit.parallel import Plan, count_workers, map_in_order, plan_batch
 from trajkit.progress import Advanced, Progress
 from trajkit.stats.axis import StepAxis
+from trajkit.stats.intervals import student_quantile
 from trajkit.stats.nulls import null_median
 from trajkit.store.chunks import ChunkReader
 from trajkit.store.store import Store
@@ -45,7 +47,6 @@ SAMPLE_VALUES = 1 << 20
 """values of a chunk's sample at most, over all checkpoints"""
 MAX_GRAM = 1024
 """checkpoints up to which there is a Gram matrix"""
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +239,12 @@ class _VectorErrors:
         return _Known(values, solution.flags)
 
 
+@cache
+def _quantile(degrees: int) -> float:
+    """Student's, for 95 %."""
+    return student_quantile(0.95, degrees)
+
+
 def axes_and_nulls(plan: BacktestPlan) -> tuple[list[StepAxis], list[float]]:
     """The step axis of each origin's window, and the median R² of a driftless walk on it."""
     windows = [plan.steps[: origin + 1] for origin in plan.origins]
@@ -254,7 +261,7 @@ def horizon_of(plan: BacktestPlan, forecast: Forecast, axis: StepAxis, null: flo
         float(len(axis.steps)),
         axis.s_xx,
         null,
-        Z95,
+        _quantile(max(len(axis.steps) - 2, 1)),
     )
 
 

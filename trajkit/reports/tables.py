@@ -53,7 +53,7 @@ def module_table(modules: Sequence[Mapping[str, Any]]) -> str:
         for row in modules
     )
     return (
-        f'<div class="scroll"><table class="plain"><thead>{head}</thead>'
+        f'<div class="scroll"><table class="plain flat"><thead>{head}</thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
