@@ -19,6 +19,7 @@ from trajkit.checkpoints.metrics import Metrics, read_metrics, read_trainer_stat
 from trajkit.cli.main import cli
 from trajkit.disk import canonical_json
 from trajkit.errors import FormatError, InvalidInput, NotFound, Unsupported
+from trajkit.evidence.backtest import backtest
 from trajkit.evidence.beside import compare_drifts
 from trajkit.evidence.gram import choose_frames
 from trajkit.evidence.metrics import judge_metric, judge_metrics
@@ -58,6 +59,21 @@ def test_streamed_figures_are_those_of_numpy(
     np.testing.assert_allclose(found.overall["changed"], (d_KN != 0).mean(axis=1))
     assert found.overall["elements"] == 40_000
     assert list(found.modules) == ["w"]
+
+
+def test_progress_is_shown_where_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.random.default_rng(0).normal(size=(8, 50))
+    store = store_of(tmp_path, list(range(8)), values)
+    measure_evidence(store, progress=True)
+    backtest(store, progress=True)
+    said = capsys.readouterr().err
+    assert "evidence of 8 checkpoints: " in said
+    assert "backtest 4 origins: " in said
+    measure_evidence(store)
+    backtest(store, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_elements_that_are_not_finite_do_not_move(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from trajkit.evidence.errors import Errors, sum_errors
 from trajkit.evidence.kept import Backtest, commit_backtest
 from trajkit.evidence.origins import BacktestPlan, plan_backtest
 from trajkit.fits.window import choose_window, window_digest
-from trajkit.progress import Finished, Progress, Started, silent
+from trajkit.progress import Finished, Progress, Started, as_subscriber, shows_progress
 from trajkit.stats.combinations import squared_distance
 from trajkit.store.lock import ResultsLock
 from trajkit.store.store import Store
@@ -29,6 +29,7 @@ DEFAULTS = 7
 """the first candidates are the estimators at their defaults, which every table shows"""
 
 
+@shows_progress
 def backtest(
     traj: Source,
     *,
@@ -37,7 +38,7 @@ def backtest(
     from_step: int | None = None,
     to_step: int | None = None,
     memory: str | int = DEFAULT_MEMORY_BYTES,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Backtest:
     """Judge every rule of extrapolation on the run's own later checkpoints, and keep the outcome.
 
@@ -52,7 +53,7 @@ def backtest(
         from_step: first training step of the window (default: the first in the store).
         to_step: last training step of the window (default: the last in the store).
         memory: budget, above the interpreter and its libraries.
-        progress: receives :mod:`trajkit.progress` events.
+        progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Returns:
         The outcome, also kept in the store in place of an earlier one.
@@ -62,7 +63,7 @@ def backtest(
         OverBudget: the budget is too small. Locked: another writer holds the store.
         FormatError: a damaged chunk; an earlier backtest stays.
     """
-    store = as_store(traj)
+    store, progress = as_store(traj), as_subscriber(progress)
     window = choose_window(store, from_step, to_step)
     plan = plan_backtest(window.axis.steps, origins, horizons)
     groups, names = group_tensors(store)

@@ -29,7 +29,14 @@ from trajkit.evidence.gram import (
 )
 from trajkit.fits.fields import LARGEST_STEP
 from trajkit.fits.window import Window, choose_window, window_digest
-from trajkit.progress import Finished, Progress, Started, silent
+from trajkit.progress import (
+    Finished,
+    Progress,
+    Started,
+    as_subscriber,
+    shows_progress,
+    silent,
+)
 from trajkit.stats.gram import describe_gram
 from trajkit.stats.turning import find_breaks, linear_regime
 from trajkit.store.lock import ResultsLock
@@ -70,13 +77,14 @@ class Evidence:
         return signed_document(FORMAT, VERSION, fields)
 
 
+@shows_progress
 def measure_evidence(
     traj: Source,
     *,
     from_step: int | None = None,
     to_step: int | None = None,
     memory: str | int = DEFAULT_MEMORY_BYTES,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Evidence:
     """How the weights moved between checkpoints and where they turned; kept in the store.
 
@@ -88,14 +96,15 @@ def measure_evidence(
         from_step: first training step of the window (default: the first in the store).
         to_step: last training step of the window (default: the last in the store).
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
-        progress: receives :mod:`trajkit.progress` events.
+        progress: True shows it; or a function that takes :mod:`trajkit.progress` events.
 
     Raises:
         InvalidInput: fewer than three checkpoints in the window, or nothing in floating point.
         OverBudget: the budget is too small. FormatError: a damaged chunk.
     """
     store = as_store(traj)
-    record = _measure(store, choose_window(store, from_step, to_step), memory, progress)
+    window = choose_window(store, from_step, to_step)
+    record = _measure(store, window, memory, as_subscriber(progress))
     _keep(store, record)
     return record
 
