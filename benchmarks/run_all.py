@@ -14,6 +14,7 @@ RUNS = (
     ("bench_kernels.py",),
     ("bench_store.py",),
     ("bench_read.py",),
+    ("bench_sparse.py",),
     ("bench_fit.py",),
     ("bench_fit.py", "--scaling"),
     ("bench_extrapolate.py",),
