@@ -60,10 +60,12 @@ class Events:
         """As :meth:`frames`, of every ``where.step``-th element from ``where.start`` on."""
         n = len(range(where.start, where.stop, where.step))
         frames_TM = np.zeros((self.n_frames, n), self.codes.dtype)
-        among, left = np.divmod(self.places - where.start, where.step)
-        chosen = np.flatnonzero((left == 0) & (among >= 0) & (self.places < where.stop))
-        frames_T = np.searchsorted(self.starts, chosen, side="right") - 1
-        frames_TM[frames_T, among[chosen]] = self.codes[chosen]
+        is_sampled = np.zeros(max(where.stop, int(self.places.max(initial=0)) + 1), bool)
+        is_sampled[where] = True
+        chosen = np.flatnonzero(is_sampled[self.places])
+        frames = np.searchsorted(self.starts, chosen, side="right") - 1
+        among = (self.places[chosen] - where.start) // where.step
+        frames_TM[frames, among] = self.codes[chosen]
         if self.first is not None:
             frames_TM[0] = self.first[where]
         return frames_TM

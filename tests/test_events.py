@@ -225,3 +225,9 @@ def test_a_damaged_or_misplaced_frame_is_refused(tmp_path: Path, frame: int) -> 
     shard.write_bytes(other.read_bytes())
     with pytest.raises(FormatError, match="do not match"):
         trajkit.fit(store.path)
+
+
+@pytest.mark.parametrize("where", [slice(0, 300, 1), slice(100, 290, 7), slice(299, 300, 3)])
+def test_sampled_columns_are_those_of_the_frames(where: slice) -> None:
+    events = draw_events(9, "bfloat16", 300, 20, 0.1, False)
+    np.testing.assert_array_equal(events.sampled(where), events.frames()[:, where])

@@ -18,6 +18,10 @@ SAMPLED_IN_TENSOR = 16384
 least half of the first. Each is a memory access far from the last, a frame: a chunk's worth of them
 takes as long as the arithmetic of a tenth of the chunk"""
 
+LONG = 64
+"""checkpoints from which on a fit from changes looks at fewer elements, so that longer windows cost no
+more: at 256 the samples took as long as all else that a chunk needs"""
+
 
 class Codes(NamedTuple):
     """The coded frames of a chunk."""
@@ -38,7 +42,10 @@ def sample_movement(chunk: Codes | Events, where: slice, dtype: str, tensor_size
         tensor_size: elements of the whole tensor, of which this chunk holds a part.
     """
     size = where.stop - where.start
-    stride = max(size // SAMPLED_IN_CHUNK, min(tensor_size // SAMPLED_IN_TENSOR, size // 64), 1)
+    sampled = SAMPLED_IN_CHUNK
+    if isinstance(chunk, Events):  # of a long window, no more values than of one of 64
+        sampled = max(sampled * LONG // max(chunk.n_frames, LONG), 1)
+    stride = max(size // sampled, min(tensor_size // SAMPLED_IN_TENSOR, size // 64), 1)
     columns = slice(where.start, where.stop, stride)
     if isinstance(chunk, Events):
         codes_TM, is_key_T = chunk.sampled(columns), np.arange(chunk.n_frames) == 0
