@@ -97,9 +97,9 @@ class Backtest:
 
     def table_bytes(self) -> bytes:
         """The table as it is kept; raises :class:`FormatError` where it is damaged."""
-        path = self.path / TABLE
-        if not path.exists():
-            path = self.path / EARLIER_TABLE
+        path, earlier = self.path / TABLE, self.path / EARLIER_TABLE
+        if not path.exists() and earlier.exists():
+            path = earlier
         content = _read(path)
         if hashlib.sha256(content).hexdigest() != self.record["table_sha256"]:
             raise FormatError(f"{path}: damaged; run trajkit backtest again")

@@ -247,9 +247,9 @@ class Fit:
         return (now.arrays, now.found.digests) == (mine.arrays, mine.found.digests)
 
     def _table_bytes(self) -> bytes:
-        path = self.folder / TABLE
-        if not path.exists():
-            path = self.folder / EARLIER_TABLE
+        path, earlier = self.folder / TABLE, self.folder / EARLIER_TABLE
+        if not path.exists() and earlier.exists():
+            path = earlier
         with self.reading():
             try:
                 content = path.read_bytes() if path.is_file() else b""

@@ -133,6 +133,8 @@ class Commit:
             )
         cast = attributes.get("cast")
         frames = _parse_frames(attributes)
+        if version > 1 and attributes["keyframes"].value is not None:
+            raise attributes["keyframes"].refuse("null, since the keys are listed")
         commit = cls(
             codec=attributes["codec"].one_of(CODECS),
             keyframes=attributes["keyframes"].whole(1) if version == 1 else None,
