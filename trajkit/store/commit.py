@@ -179,6 +179,8 @@ def _parse_frames(attributes: Node) -> tuple[Frame, ...]:
 
 def _parse_keys(attributes: Node, frames: Sequence[Frame]) -> tuple[Frame, ...]:
     """The checkpoints with what a store of keys by cost says of them besides."""
+    if attributes["keyframes"].value is not None:
+        raise attributes["keyframes"].refuse("null, where keys are listed")
     keys = attributes["keys"].wholes()
     begins = keys[:1] == ((0,) if frames else ())
     if not (begins and all(a < b for a, b in pairwise((*keys, len(frames))))):
