@@ -42,7 +42,7 @@ from trajkit.text import count, format_bytes, format_rate, format_seconds
     "--keyframes",
     type=click.IntRange(min=1),
     metavar="K",
-    help="A key frame every K checkpoints; by default where the changes since the last one cost four "
+    help="A key frame every K checkpoints; by default where the changes since the last one cost eight "
     "times as much as it did. Fixed when the store is made.",
 )
 @click.option(

@@ -24,9 +24,9 @@ from trajkit.text import shown
 FORMAT = "trajkit"
 VERSION = 2
 """with keys by cost; a store with a key every K frames is of version 1"""
-KEY_BYTES = 4
+KEY_BYTES = 8
 """a frame becomes a key where the deltas since the last one have so many times its bytes, or
-MOST_DELTAS are between: 1.25 times the deltas' own bytes at most, and a step is read from five keys'
+MOST_DELTAS are between: 9/8 of the deltas' own bytes at most, and a step is read from nine keys'
 bytes at most"""
 MOST_DELTAS = 2048
 MAX_CHUNK_ELEMENTS = 1 << 24
@@ -133,8 +133,6 @@ class Commit:
             )
         cast = attributes.get("cast")
         frames = _parse_frames(attributes)
-        if version > 1 and attributes["keyframes"].value is not None:
-            raise attributes["keyframes"].refuse("null, since the keys are listed")
         commit = cls(
             codec=attributes["codec"].one_of(CODECS),
             keyframes=attributes["keyframes"].whole(1) if version == 1 else None,

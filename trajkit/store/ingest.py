@@ -68,7 +68,7 @@ def ingest(
         codec: ``zstd`` (default), ``lz4``, ``sparse``, ``pcodec`` or ``none``; fixed when the store
             is made.
         keyframes: K, a key frame every K checkpoints; without it, where the changes since the last one
-            cost four times as much as it did. Fixed when the store is made.
+            cost eight times as much as it did. Fixed when the store is made.
         dtype: convert floating-point tensors to this dtype (``bfloat16`` or ``float32``), rounding
             once to nearest even; recorded in the store.
         memory: budget, such as ``"512MiB"``, above the interpreter and its libraries.
