@@ -224,10 +224,12 @@ def test_a_table_that_an_earlier_trajkit_kept_as_parquet_reads_as_it_did(store: 
 def test_a_fit_of_the_first_form_reads_as_it_did(store: Path) -> None:
     fit = trajkit.open(store).fits["default"]
     before = [fit.slope("w"), fit.rsq("w"), fit.summary(), fit.describe()]
+    del before[3]["result_bytes"]
     as_once_kept(store)
     once = trajkit.open(store).fits["default"]
     assert once.folder == once.path
     after = [once.slope("w"), once.rsq("w"), once.summary(), once.describe()]
+    del after[3]["result_bytes"]  # parquet is not as large as JSON
     np.testing.assert_array_equal(before[0], after[0])
     np.testing.assert_array_equal(before[1], after[1])
     assert before[2].equals(after[2])

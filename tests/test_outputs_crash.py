@@ -134,6 +134,18 @@ def kill(verb: str, folder: Path, kills: int) -> list[str]:
     return [f"touch{i}" for i in range(kills + 4)] + [f"instant{i}" for i in range(kills)]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes that are killed: threads add up in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_logprobs_killed_anywhere_loses_nothing(fast_path: Path) -> None:
     write_run(fast_path / "ckpts", "qwen3", STEPS)
     store_path = fast_path / "s.zarr"
@@ -168,6 +180,7 @@ def test_logprobs_killed_anywhere_loses_nothing(fast_path: Path) -> None:
     assert left == {"zarr.json", "first", "whole", *killed}
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_generate_killed_anywhere_loses_nothing(fast_path: Path) -> None:
     for step in (0, 396):
         (fast_path / f"checkpoint-{step}").symlink_to(SEEN / f"checkpoint-{step}")

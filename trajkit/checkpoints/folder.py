@@ -38,13 +38,13 @@ from trajkit.disk import (
     disk_errors,
     exchange,
     is_inner,
-    open_file,
     remove_path,
     sync_directory,
     sync_file,
     write_all,
 )
 from trajkit.errors import AlreadyExists, FormatError, Locked
+from trajkit.remote.source import LocalFile, read_bytes
 from trajkit.text import quoted
 
 COPY_BYTES = 1 << 22
@@ -158,19 +158,16 @@ class FolderWriter:
     def copy_side_file(self, name: str, source: Path) -> None:
         """Copy a file that belongs beside the shards, whatever its size; a copy, never a link."""
         with disk_errors(source):
-            given = open_file(source)
-        try:
-            with disk_errors(self.out):
-                fd = self._create(name)
-                try:
-                    at = 0
-                    while part := os.pread(given, COPY_BYTES, at):
-                        write_all(fd, part, at)
-                        at += len(part)
-                finally:
-                    os.close(fd)
-        finally:
-            os.close(given)
+            given = LocalFile.open(source)
+        with given, disk_errors(self.out):
+            fd = self._create(name)
+            try:
+                at = 0
+                while part := read_bytes(given, at, COPY_BYTES):
+                    write_all(fd, part, at)
+                    at += len(part)
+            finally:
+                os.close(fd)
 
     def _create(self, name: str) -> int:
         """A descriptor of a new file in the part folder: nowhere else, and there once."""
