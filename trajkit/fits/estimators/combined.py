@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from trajkit.fits.estimators.estimator import Counts, Parameter, Points, Values
+from trajkit.fits.estimators.weighted import gate_by
 
 if TYPE_CHECKING:
     from trajkit.arrays import Array
@@ -59,12 +59,9 @@ class Combined:
         with np.errstate(over="ignore"):
             move = values.move.astype(np.float32)
         size = np.where(np.isfinite(move), np.abs(move), np.float32(0))
-        if gate.score is not None and gate.threshold is not None:
-            size = np.where(gate.score > np.float32(gate.threshold), size, np.float32(0))
         factor = scale * self.coefficient(points, step)
         moved, held, unchanged = arithmetic.extrapolate_line(
             "last", values.last, move, move, values.dtype, dx=factor,
-            gate=replace(gate, score=size.astype(np.float32, copy=False), threshold=0.0),
-            rounding=rounding, out_bits=out,
+            gate=gate_by(size, gate), rounding=rounding, out_bits=out,
         )  # fmt: skip
         return Counts(moved, held, unchanged)

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from trajkit.kernels.rounding import Rounding
 
 
+def gate_by(weight: Array, gate: Gate) -> Gate:
+    """The gate that holds elements of no weight (float32 [N]), and those that ``gate`` holds."""
+    import numpy as np
+
+    if gate.score is not None and gate.threshold is not None:
+        weight = np.where(gate.score > np.float32(gate.threshold), weight, np.float32(0))
+    return replace(gate, score=weight.astype(np.float32, copy=False), threshold=0.0)
+
+
 class Weighted(FromSlope):
     """What ``shrunk`` and ``wiener`` have in common: last + rate h w; w not above 0 is held."""
 
@@ -50,11 +59,8 @@ class Weighted(FromSlope):
         with np.errstate(all="ignore"):
             weight = self.weight(values, points)
             slope = (self.rate(values, points) * weight).astype(np.float32, copy=False)
-        if gate.score is not None and gate.threshold is not None:
-            weight = np.where(gate.score > np.float32(gate.threshold), weight, np.float32(0))
         weighed = Values(values.dtype, {**values.fit, "slope": slope}, values.first, values.last)
-        gate = replace(gate, score=weight.astype(np.float32, copy=False), threshold=0.0)
         return super().evaluate(
-            weighed, points, step, gate=gate, rounding=rounding, out=out, arithmetic=arithmetic,
-            scale=scale,
+            weighed, points, step, gate=gate_by(weight, gate), rounding=rounding, out=out,
+            arithmetic=arithmetic, scale=scale,
         )  # fmt: skip
