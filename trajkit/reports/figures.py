@@ -6,7 +6,7 @@ serves light and dark; files get plain colours. What is drawn is in ``plots`` an
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +95,18 @@ class Drawing:
         """Write the figure in the format of the path's suffix."""
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix, {})
         self.figure.savefig(path, dpi=144, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class PlannedFigure:
+    """A figure of the page before it is drawn."""
+
+    name: str
+    draw: Callable[[Palette, int], Drawing]
+    """in a palette, so many pixels wide"""
+    caption: str
+    """HTML"""
+    alt: str
 
 
 @contextmanager

@@ -261,3 +261,20 @@ def _pool_small(rows: Sequence[Row]) -> tuple[Row, ...]:
                 pooled[n].extend(cell.tensors)
     others = Row(OTHERS, {n: Cell(tuple(c)) for n, c in pooled.items()})
     return (*(row for row in rows if id(row) in kept), others)
+
+
+def module_summary(row: Row) -> dict[str, Any]:
+    """A module's numbers for summary.json."""
+    cell = row.pooled
+    return {
+        "module": row.label,
+        "layers": len(row.cells),
+        "tensors": len(cell.tensors),
+        "elements": cell.total("elements"),
+        "fitted": cell.fitted,
+        "median_rsq": cell.median_rsq,
+        "share_above_threshold": cell.share_above,
+        "median_durbin_watson": cell.typical("median_durbin_watson"),
+        "share_drift_t_above_2": cell.typical("share_drift_t_above_2"),
+        "median_ulps_per_100_steps": cell.typical("median_ulps_per_100_steps"),
+    }

@@ -14,11 +14,12 @@ from trajkit.errors import InvalidInput, NotFound, StorageError
 from trajkit.outputs.drift import Drift, measure_drift
 from trajkit.outputs.kept import Outputs, outputs_names, read_outputs
 from trajkit.outputs.linearity import PAPER_CHANGE, OutputsFit, fit_outputs
+from trajkit.reports.figures import PlannedFigure
 from trajkit.reports.findings import number, percent
 from trajkit.reports.markup import escape
-from trajkit.reports.outputs_plots import TokenPick
+from trajkit.reports.outputs_plots import TokenPick, draw_drift_curves, draw_tokens, drift_curves
 from trajkit.reports.palette import HEAT_LEVELS
-from trajkit.reports.plots import RsqData
+from trajkit.reports.plots import RsqData, draw_histogram
 from trajkit.stats.nulls import null_rsq
 from trajkit.store.store import Store
 
@@ -144,6 +145,44 @@ class OutputsSection:
             "threshold. That filter chooses tokens by the change that is then fitted; the dashed "
             "line, driftless random walks on these steps, is not filtered."
         )
+
+
+def output_figures(section: OutputsSection) -> list[PlannedFigure]:
+    """Drift, R² of tokens, and tokens in their context."""
+    curves = drift_curves(section.drift, section.rewards)
+    data, picks = section.rsq_data(), section.picks()
+    last = section.drift[-1]
+    figures = [
+        PlannedFigure(
+            "outputs-drift",
+            lambda palette, width: draw_drift_curves(curves, palette, width),
+            section.drift_caption(),
+            f"Outputs at step {last.step}: KL {last.kl_to_base:.3g} nats from the first checkpoint, "
+            f"the likeliest token changed for {percent(last.argmax_changed_to_base)}",
+        ),
+        PlannedFigure(
+            "outputs-rsq",
+            lambda palette, width: draw_histogram(
+                data, palette, width, what="the log-probability of a token"
+            ),
+            section.rsq_caption(),
+            f"Histogram of R² of token log-probabilities: median {number(data.median)}; a random "
+            f"walk has {number(data.null_median)}",
+        ),
+    ]
+    if picks:
+        figures.append(
+            PlannedFigure(
+                "outputs-tokens",
+                lambda palette, width: draw_tokens(picks, palette, width),
+                "<b>How to read it.</b> Log p of a response token, in brackets behind the text it "
+                "follows, at each checkpoint, and its line. They are of the tokens that the filter "
+                "keeps; the random one is the same every time.",
+                "Log-probabilities of tokens: "
+                + "; ".join(f"{p.role}, R² {p.rsq:.3f}" for p in picks),
+            )
+        )
+    return figures
 
 
 def read_section(store: Store, rewards: str | Path | None) -> OutputsSection | None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,21 +21,20 @@ from trajkit.fits.window import check_fit_is_current
 from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
 from trajkit.reports.beside import describe_beside, read_other_run
 from trajkit.reports.evidence import MovementPage, describe_movement
-from trajkit.reports.figures import NARROW, WIDE, Drawing, check_formats, drawing_style
+from trajkit.reports.figures import NARROW, WIDE, PlannedFigure, check_formats, drawing_style
 from trajkit.reports.findings import Finding, find, number, percent
 from trajkit.reports.gallery import Gallery, choose_elements
 from trajkit.reports.guide_page import ALT, CAPTION, GuidePage, draw_guide, read_guide_page
 from trajkit.reports.markup import escape, inline_svg
 from trajkit.reports.module_plots import draw_drift, draw_modules
-from trajkit.reports.modules import ModuleGrid, arrange_modules
+from trajkit.reports.modules import ModuleGrid, arrange_modules, module_summary
 from trajkit.reports.movement_plots import draw_movement
-from trajkit.reports.outputs_plots import draw_drift_curves, draw_tokens, drift_curves
-from trajkit.reports.outputs_section import OutputsSection, read_section
+from trajkit.reports.outputs_section import OutputsSection, output_figures, read_section
 from trajkit.reports.page import FigureBlock, PageData, build_page, run_facts
-from trajkit.reports.palette import LIGHT, PAGE, Palette, css_colours
+from trajkit.reports.palette import LIGHT, PAGE, css_colours
 from trajkit.reports.plots import RsqData, draw_gallery, draw_histogram, draw_timeline
 from trajkit.reports.tables import module_table, table_lines
-from trajkit.reports.trust import TrustPage, draw_trust, read_trust
+from trajkit.reports.trust import TrustPage, read_trust, trust_figure
 from trajkit.stats.walks import WalkReference, reference_walks
 from trajkit.store.metrics import read_kept_metrics
 from trajkit.store.output import check_output
@@ -59,20 +58,6 @@ class ReportResult:
     n_bytes: int
     """size of the page"""
     seconds: float
-
-
-Draw = Callable[[Palette, int], Drawing]
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A figure before it is drawn."""
-
-    name: str
-    draw: Draw
-    caption: str
-    """HTML"""
-    alt: str
 
 
 @shows_progress
@@ -235,7 +220,7 @@ class _Job:
             "backtest": None if self.trust is None else self.trust.summary,
             "guide": None if self.guide is None else self.guide.summary,
             "beside": None if self.beside is None else self.beside.summary,
-            "modules": [_module_summary(row) for row in self.grid.all_rows],
+            "modules": [module_summary(row) for row in self.grid.all_rows],
             "module_verdicts": [dict(row) for row in self.fit.modules],
             "outputs": None if self.outputs is None else self.outputs.numbers,
             "gallery": [
@@ -252,7 +237,7 @@ class _Job:
                 for suffix in formats:
                     drawing.save(folder / f"{figure.name}.{suffix}")
 
-    def _block(self, figure: _Figure) -> FigureBlock:
+    def _block(self, figure: PlannedFigure) -> FigureBlock:
         svgs = []
         for css_class, width in (("wide", WIDE), ("narrow", NARROW)):
             prefix = f"{figure.name}-{css_class}-"
@@ -271,15 +256,15 @@ class _Job:
         self.progress(Advanced(1))
         return FigureBlock(figure.name, tuple(svgs), figure.caption)
 
-    def _figures(self) -> list[_Figure]:
+    def _figures(self) -> list[PlannedFigure]:
         figures = [self._timeline(), self._rsq()]
         if self.movement is not None:
             figures.insert(0, self._movement(self.movement))
         if (guide := self.guide) is not None:
             draw = partial(draw_guide, guide)
-            figures.insert(0, _Figure("guide", draw, CAPTION, ALT))
+            figures.insert(0, PlannedFigure("guide", draw, CAPTION, ALT))
         if self.trust is not None:
-            figures.insert(0, _trust_figure(self.trust))
+            figures.insert(0, trust_figure(self.trust))
         if self.grid.all_rows:
             figures.append(self._modules())
         if self.fit.stats.fitted:
@@ -287,7 +272,7 @@ class _Job:
         if self.gallery.picks:
             figures.append(self._gallery())
         if self.outputs is not None:
-            figures += _output_figures(self.outputs)
+            figures += output_figures(self.outputs)
         return figures
 
     def _movement_words(self) -> tuple[str, str]:
@@ -296,12 +281,12 @@ class _Job:
         words = "".join(f"<p>{escape(s)}</p>" for s in self.movement.sentences)
         return "", words + self.movement.table
 
-    def _movement(self, page: MovementPage) -> _Figure:
+    def _movement(self, page: MovementPage) -> PlannedFigure:
         metrics = (
             "The thin grey line is what was logged, the blue one its running mean, the dot its "
         )
         metrics += "best. " if page.data.metrics else ""
-        return _Figure(
+        return PlannedFigure(
             "movement",
             lambda palette, width: draw_movement(page.data, palette, width),
             f"<b>How to read it.</b> {metrics if page.data.metrics else ''}<b>Speed</b> is the length "
@@ -313,12 +298,12 @@ class _Job:
             + "".join(f"; {f.name}, best at step {f.best_step}" for f, _ in page.data.metrics),
         )
 
-    def _timeline(self) -> _Figure:
+    def _timeline(self) -> PlannedFigure:
         store = self.store
         raw = max(sum(v.n_bytes for v in store.vectors.values()), 1)
         shares: Array = np.array([f.stored_bytes / raw for f in store.commit.frames])
         window = np.isin(self.store.steps, self.fit.steps)
-        return _Figure(
+        return PlannedFigure(
             "timeline",
             lambda palette, width: draw_timeline(self.store.steps, shares, window, palette, width),
             "<b>How to read it.</b> A bar for each checkpoint, where it lies in training; its "
@@ -329,7 +314,7 @@ class _Job:
             f"each stored in {percent(float(np.median(shares)))} of its size in the median",
         )
 
-    def _rsq(self) -> _Figure:
+    def _rsq(self) -> PlannedFigure:
         n, stats = self.numbers, self.fit.stats
         data = RsqData(
             stats.hist_rsq,
@@ -341,7 +326,7 @@ class _Job:
             n["median_rsq"],
             n["null_median_rsq"],
         )
-        return _Figure(
+        return PlannedFigure(
             "rsq",
             lambda palette, width: draw_histogram(data, palette, width),
             f"<b>How to read it.</b> The shaded area is this run: the share of its {n['fitted']:,} "
@@ -357,14 +342,14 @@ class _Job:
             f"has median {number(n['null_median_rsq'])} and {percent(n['null_above_threshold'])}",
         )
 
-    def _modules(self) -> _Figure:
+    def _modules(self) -> PlannedFigure:
         n, grid = self.numbers, self.grid
         folded = (
             f" The {grid.folded_experts:,} experts' tensors are pooled by layer."
             if grid.folded_experts
             else ""
         )
-        return _Figure(
+        return PlannedFigure(
             "modules",
             lambda palette, width: draw_modules(
                 grid,
@@ -383,7 +368,7 @@ class _Job:
             f"{n['rsq_threshold']:g}; the table below has the numbers",
         )
 
-    def _drift(self) -> _Figure:
+    def _drift(self) -> PlannedFigure:
         n = self.numbers
         span = max(self.fit.axis.span, 1)
         walk = self.walk
@@ -399,7 +384,7 @@ class _Job:
                 f" Walks on these steps have a Durbin-Watson of {number(walk.dw_median)} (middle half "
                 f"in grey) and |t| ≥ 2 in {percent(walk.share_drift_t_above_2)}."
             )
-        return _Figure(
+        return PlannedFigure(
             "drift",
             lambda palette, width: draw_drift(self.grid, walk, span, palette, width),
             "<b>How to read it.</b> A dot for each layer, a bar at the module's median. "
@@ -413,11 +398,11 @@ class _Job:
             f"{number(n['median_ulps_per_100_steps'])} ulps moved in 100 steps in the median",
         )
 
-    def _gallery(self) -> _Figure:
+    def _gallery(self) -> PlannedFigure:
         gallery = self.gallery
         among = "all" if gallery.whole else "a sample of"
         pool = "kept" if self.fit.stats.kept else "fitted"
-        return _Figure(
+        return PlannedFigure(
             "gallery",
             lambda palette, width: draw_gallery(gallery.picks, self.fit.x_mean, palette, width),
             "<b>How to read it.</b> Points are an element's value at each checkpoint, as change "
@@ -429,68 +414,3 @@ class _Job:
             "Trajectories with their fitted lines: "
             + "; ".join(f"{p.role}, {p.tensor}, R² {p.rsq:.3f}" for p in gallery.picks),
         )
-
-
-def _output_figures(section: OutputsSection) -> list[_Figure]:
-    """Drift, R² of tokens, and tokens in their context."""
-    curves = drift_curves(section.drift, section.rewards)
-    data, picks = section.rsq_data(), section.picks()
-    last = section.drift[-1]
-    figures = [
-        _Figure(
-            "outputs-drift",
-            lambda palette, width: draw_drift_curves(curves, palette, width),
-            section.drift_caption(),
-            f"Outputs at step {last.step}: KL {last.kl_to_base:.3g} nats from the first checkpoint, "
-            f"the likeliest token changed for {percent(last.argmax_changed_to_base)}",
-        ),
-        _Figure(
-            "outputs-rsq",
-            lambda palette, width: draw_histogram(
-                data, palette, width, what="the log-probability of a token"
-            ),
-            section.rsq_caption(),
-            f"Histogram of R² of token log-probabilities: median {number(data.median)}; a random "
-            f"walk has {number(data.null_median)}",
-        ),
-    ]
-    if picks:
-        figures.append(
-            _Figure(
-                "outputs-tokens",
-                lambda palette, width: draw_tokens(picks, palette, width),
-                "<b>How to read it.</b> Log p of a response token, in brackets behind the text it "
-                "follows, at each checkpoint, and its line. They are of the tokens that the filter "
-                "keeps; the random one is the same every time.",
-                "Log-probabilities of tokens: "
-                + "; ".join(f"{p.role}, R² {p.rsq:.3f}" for p in picks),
-            )
-        )
-    return figures
-
-
-def _trust_figure(page: TrustPage) -> _Figure:
-    return _Figure(
-        "trust",
-        lambda palette, width: draw_trust(page, palette, width),
-        "<b>How to read it.</b> Forecasts from earlier checkpoints, judged on later ones: the size of a "
-        "rule's error over that of keeping the last checkpoint. Below the dashed line it is better. The "
-        "blue line is the rule that was best on forecasts whose outcome was known before.",
-        "Error over holding at each horizon, by rule",
-    )
-
-
-def _module_summary(row: Any) -> dict[str, Any]:
-    cell = row.pooled
-    return {
-        "module": row.label,
-        "layers": len(row.cells),
-        "tensors": len(cell.tensors),
-        "elements": cell.total("elements"),
-        "fitted": cell.fitted,
-        "median_rsq": cell.median_rsq,
-        "share_above_threshold": cell.share_above,
-        "median_durbin_watson": cell.typical("median_durbin_watson"),
-        "share_drift_t_above_2": cell.typical("share_drift_t_above_2"),
-        "median_ulps_per_100_steps": cell.typical("median_ulps_per_100_steps"),
-    }

@@ -6,7 +6,7 @@ from typing import Any
 
 from trajkit.errors import NotFound
 from trajkit.evidence.kept import Backtest, read_backtest
-from trajkit.reports.figures import DASHED, Drawing, rule_across, write
+from trajkit.reports.figures import DASHED, Drawing, PlannedFigure, rule_across, write
 from trajkit.reports.markup import escape
 from trajkit.reports.palette import Palette
 from trajkit.store.store import Store
@@ -103,4 +103,16 @@ def _table(page: TrustPage) -> str:
     return (
         '<div class="scroll"><table class="plain even"><thead><tr><th>error over holding</th>'
         f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def trust_figure(page: TrustPage) -> PlannedFigure:
+    """The figure with its caption."""
+    return PlannedFigure(
+        "trust",
+        lambda palette, width: draw_trust(page, palette, width),
+        "<b>How to read it.</b> Forecasts from earlier checkpoints, judged on later ones: the size of a "
+        "rule's error over that of keeping the last checkpoint. Below the dashed line it is better. The "
+        "blue line is the rule that was best on forecasts whose outcome was known before.",
+        "Error over holding at each horizon, by rule",
     )
