@@ -46,7 +46,7 @@ OWNERS = {
     "transformers": ("trajkit/forecast/loading.py", "trajkit/outputs/*.py", INTEGRATIONS),
     "click": ("cli/*.py",),
     "rich": ("trajkit/progress.py",),
-    "zarr": ("trajkit/outputs/kept.py", INTEGRATIONS),
+    "zarr": ("trajkit/outputs/rows.py", INTEGRATIONS),
 }
 """heavy libraries and the files that may import them"""
 

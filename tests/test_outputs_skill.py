@@ -21,7 +21,16 @@ def made_outputs(tmp_path: Path, steps: tuple[int, ...], y: np.ndarray) -> Outpu
         def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
             return y[:, start:stop]
 
-    record = Record("made", "", "", y.shape[1], 1, "float32", 1, steps=steps)
+    record = Record(
+        name="made",
+        probes="",
+        tokenizer="",
+        tokens=y.shape[1],
+        responses=1,
+        dtype="float32",
+        divergence_places=1,
+        steps=steps,
+    )
     return Made(tmp_path, record)
 
 

@@ -8,7 +8,9 @@ probes     prompts with fixed responses, and their tokens
 batching   those of like lengths together
 scoring    log p, entropy and rank of every token under one model
 logprobs   verb: that for every checkpoint
-kept       where it is kept
+rows       arrays with a row a checkpoint, whole or absent
+sources    the models to go through, and those yet to come
+kept       log-probabilities as they are kept
 check      every byte of that against its digest
 distances  KL between whole distributions
 drift      how far the outputs moved, checkpoint by checkpoint

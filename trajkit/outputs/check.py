@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from trajkit.errors import FormatError, NotFound
-from trajkit.outputs.kept import FIXED, ROWS, Outputs, digest_of, outputs_names, read_outputs
+from trajkit.outputs.kept import outputs_names, read_outputs
+from trajkit.outputs.rows import check_arrays
 from trajkit.store.documents import GROUP, check_content
 from trajkit.store.store import Store
 
@@ -20,24 +21,6 @@ def check_outputs(store: Store) -> Iterator[str]:
             yield str(error)
             continue
         yield from check_arrays(outputs)
-
-
-def check_arrays(outputs: Outputs) -> Iterator[str]:
-    """One line for every array of some outputs that is not as it was written."""
-    digests = outputs.record.digests
-    for name in (*FIXED, *ROWS):
-        try:
-            if name in FIXED:
-                intact = digest_of(outputs.fixed(name)) == digests.get(name)
-            else:
-                rows = range(len(outputs.record.steps))
-                kept = list(digests.get(name, []))
-                intact = [digest_of(outputs.row(name, t)) for t in rows] == kept
-        except FormatError as error:
-            yield str(error)
-            continue
-        if not intact:
-            yield f"{outputs.path / name}: damaged: not what was written; score again with --force"
 
 
 def describe_outputs(store: Store) -> dict[str, dict[str, object]]:

@@ -1,6 +1,5 @@
 """Log-probs: every token of a probe set under every checkpoint of a run, kept in the store."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import trajkit
-from trajkit.checkpoints.series import find_series
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
 from trajkit.errors import InvalidInput, Mismatch
 from trajkit.outputs.batching import Batch, make_batches
@@ -20,24 +17,29 @@ from trajkit.outputs.distances import (
     DivergenceWatcher,
     choose_places,
 )
-from trajkit.outputs.generate import identify
 from trajkit.outputs.kept import (
     Outputs,
-    OutputsWriter,
     Record,
     create_outputs,
     is_outputs,
-    lock_outputs,
-    make_group,
     outputs_path,
     read_outputs,
 )
-from trajkit.outputs.libraries import torch, transformers
 from trajkit.outputs.models import build_model, fill_model, load_tokenizer, read_config
 from trajkit.outputs.probes import Probe, read_probes, tokenizer_digest
+from trajkit.outputs.rows import RowsWriter, lock_rows, make_group
 from trajkit.outputs.sampling import context_of
 from trajkit.outputs.scoring import BLOCK_BYTES, Scores, score
-from trajkit.outputs.weights import FolderWeights, StoredWeights, Weights
+from trajkit.outputs.sources import (
+    choose_missing,
+    choose_sources,
+    library_versions,
+    need_store,
+    probes_digest,
+    vocabulary_of,
+    weights_digest,
+)
+from trajkit.outputs.weights import Weights
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
 from trajkit.store.tensors import Source, as_store
 from trajkit.text import format_seconds, parse_bytes
@@ -122,15 +124,15 @@ def logprobs(
         one. Weights are swapped in one model.
     """
     started = time.perf_counter()
-    sources = _choose_sources(traj, steps, checkpoints)
-    path = Path(out) if out is not None else outputs_path(as_store(_need(traj)), name)
+    sources = choose_sources(traj, steps, checkpoints)
+    path = Path(out) if out is not None else outputs_path(as_store(need_store(traj)), name)
     if out is None:
-        make_group(as_store(_need(traj)))
+        make_group(as_store(need_store(traj)), Record)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(sources[0])
     config = read_config(sources[0])
     found = read_probes(
-        probes, tokenizer, context=context_of(config), vocabulary=_vocabulary(config)
+        probes, tokenizer, context=context_of(config), vocabulary=vocabulary_of(config)
     )
     if not any(p.response_ids for p in found):
         raise InvalidInput(f"{probes}: no response in it has a token; there is nothing to score")
@@ -138,17 +140,17 @@ def logprobs(
     job = _Job(sources, found, dtype, device, batch_tokens, parse_bytes(memory))
     record = Record(
         name=path.name,
-        probes=_digest(found),
+        probes=probes_digest(found),
         tokenizer=tokenizer_digest(tokenizer),
         tokens=job.tokens,
         responses=len(found),
         dtype=dtype or "own",
         divergence_places=len(job.choose(divergence_places)),
-        versions=_versions(),
+        versions=library_versions(),
     )
-    with lock_outputs(path):
+    with lock_rows(path):
         outputs = _open_outputs(path, record, found, tokenizer, force)
-        scored = job.run(OutputsWriter(outputs), progress)
+        scored = job.run(RowsWriter(outputs.path, outputs.record), progress)
         outputs = read_outputs(path)
     seconds = time.perf_counter() - started
     progress(Finished(f"{scored} checkpoints in {format_seconds(seconds)}"))
@@ -188,7 +190,7 @@ class _Job:
         self.block_bytes = min(BLOCK_BYTES, budget // 3)
         self.tokens = sum(len(p.response_ids) for p in probes)
         self.batches: list[Batch] = make_batches(probes, batch_tokens)
-        self.vocabulary = _vocabulary(read_config(sources[0]))
+        self.vocabulary = vocabulary_of(read_config(sources[0]))
         self.model: Any = None
 
     def choose(self, most: int) -> Any:
@@ -197,10 +199,10 @@ class _Job:
         self.watcher = DivergenceWatcher(places)
         return places
 
-    def run(self, writer: OutputsWriter, progress: Progress) -> int:
+    def run(self, writer: RowsWriter[Record], progress: Progress) -> int:
         """Score what is missing, a committed row at a time; how many there were."""
-        record = writer.outputs.record
-        todo = self._todo(record)
+        record = writer.record
+        todo = choose_missing(self.sources, record, "scored")
         progress(Started("logprobs", len(todo), "checkpoints"))
         if todo and record.steps:
             self._recall(record)
@@ -217,32 +219,13 @@ class _Job:
             writer.append(
                 source.step,
                 rows,
-                weights=(*record.weights, _weights_digest(source)),
+                weights=(*record.weights, weights_digest(source)),
                 divergences=(*record.divergences, asdict(divergence)),
                 noise=noise,
             )
-            record = writer.outputs.record
+            record = writer.record
             progress(Advanced(1))
         return len(todo)
-
-    def _todo(self, record: Record) -> list[Weights]:
-        """The sources that are not scored yet, checked against those that are."""
-        known = dict(zip(record.steps, record.weights, strict=True))
-        todo = []
-        for source in self.sources:
-            if source.step not in known:
-                todo.append(source)
-            elif known[source.step] != _weights_digest(source):
-                raise Mismatch(
-                    f"{source.label}: other weights than those scored before as step {source.step}; "
-                    "choose another --name, or pass --force"
-                )
-        if todo and record.steps and todo[0].step < record.steps[-1]:
-            raise InvalidInput(
-                f"{todo[0].label}: steps are scored in order, and step {record.steps[-1]} is; "
-                "choose another --name, or pass --force"
-            )
-        return todo
 
     def _recall(self, record: Record) -> None:
         """Score the base and the last step again: their distributions are not kept."""
@@ -302,52 +285,6 @@ def _open_outputs(
                 "or pass --force to score anew"
             )
     return outputs
-
-
-def _choose_sources(
-    traj: Source | None, steps: Sequence[int] | None, checkpoints: Sequence[str | Path]
-) -> list[Weights]:
-    """The models to score, ascending by step."""
-    if checkpoints:
-        if steps is not None:
-            raise InvalidInput("steps are of the store: give steps or checkpoint folders")
-        series = find_series([Path(p) for p in checkpoints])
-        return [FolderWeights(f.path, f.step) for f in series.found]
-    store = as_store(_need(traj))
-    chosen = store.steps.tolist() if steps is None else sorted(set(steps))
-    if not chosen:
-        raise InvalidInput(f"{store.path}: holds no step yet; run trajkit ingest first")
-    return [StoredWeights(store, step) for step in chosen]
-
-
-def _need(traj: Source | None) -> Source:
-    if traj is None:
-        raise InvalidInput("without a store, give checkpoint folders and a folder to write (out)")
-    return traj
-
-
-def _weights_digest(source: Weights) -> str:
-    found = identify(source)
-    return (
-        found if isinstance(found, str) else hashlib.sha256(repr(found).encode()).hexdigest()[:32]
-    )
-
-
-def _digest(probes: Sequence[Probe]) -> str:
-    content = repr([(p.prompt_ids, p.response_ids) for p in probes])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _vocabulary(config: Any) -> int:
-    return int(config.get_text_config().vocab_size)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "trajkit": trajkit.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 __all__ = ["Divergence", "LogprobsResult", "Noise", "logprobs"]

@@ -1,0 +1,95 @@
+"""The models that a probe set goes through, one after another, and which of them are yet to come."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import trajkit
+from trajkit.checkpoints.series import find_series
+from trajkit.errors import InvalidInput, Mismatch
+from trajkit.outputs.generate import identify
+from trajkit.outputs.libraries import torch, transformers
+from trajkit.outputs.probes import Probe
+from trajkit.outputs.rows import RowsRecord
+from trajkit.outputs.weights import FolderWeights, StoredWeights, Weights
+from trajkit.store.tensors import Source, as_store
+
+
+def choose_sources(
+    traj: Source | None, steps: Sequence[int] | None, checkpoints: Sequence[str | Path]
+) -> list[Weights]:
+    """The models, ascending by step: the store's steps, or these folders.
+
+    Raises:
+        InvalidInput: both are chosen, or neither is there. NotFound: no such step or folder.
+    """
+    if checkpoints:
+        if steps is not None:
+            raise InvalidInput("steps are of the store: give steps or checkpoint folders")
+        series = find_series([Path(p) for p in checkpoints])
+        return [FolderWeights(f.path, f.step) for f in series.found]
+    store = as_store(need_store(traj))
+    chosen = store.steps.tolist() if steps is None else sorted(set(steps))
+    if not chosen:
+        raise InvalidInput(f"{store.path}: holds no step yet; run trajkit ingest first")
+    return [StoredWeights(store, step) for step in chosen]
+
+
+def choose_missing(sources: Sequence[Weights], record: RowsRecord, done: str) -> list[Weights]:
+    """The sources that have no row yet, checked against those that have; ``done``: "scored".
+
+    Raises:
+        Mismatch: a row is of other weights. InvalidInput: a step before the last one that has a row.
+    """
+    known = dict(zip(record.steps, record.weights, strict=True))
+    missing = []
+    for source in sources:
+        if source.step not in known:
+            missing.append(source)
+        elif known[source.step] != weights_digest(source):
+            raise Mismatch(
+                f"{source.label}: other weights than those {done} before as step {source.step}; "
+                "choose another --name, or pass --force"
+            )
+    if missing and record.steps and missing[0].step < record.steps[-1]:
+        raise InvalidInput(
+            f"{missing[0].label}: steps are {done} in order, and step {record.steps[-1]} is; "
+            "choose another --name, or pass --force"
+        )
+    return missing
+
+
+def need_store(traj: Source | None) -> Source:
+    """The store; raises :class:`InvalidInput` where none is given."""
+    if traj is None:
+        raise InvalidInput("without a store, give checkpoint folders and a folder to write (out)")
+    return traj
+
+
+def weights_digest(source: Weights) -> str:
+    """What tells one checkpoint's weights from another's."""
+    found = identify(source)
+    return (
+        found if isinstance(found, str) else hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+    )
+
+
+def probes_digest(probes: Sequence[Probe]) -> str:
+    """What tells one probe set's tokens from another's."""
+    content = repr([(p.prompt_ids, p.response_ids) for p in probes])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def vocabulary_of(config: Any) -> int:
+    """Rows of the model's logits."""
+    return int(config.get_text_config().vocab_size)
+
+
+def library_versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    return {
+        "trajkit": trajkit.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
