@@ -50,6 +50,14 @@ def info_command(console: Console, store: Path) -> None:
             f"  outputs   {name}: {len(held['steps'])} checkpoints, {held['tokens']:,} tokens of "
             f"{held['responses']} responses"
         )
+    for name, held in info.activations.items():
+        if "damaged" in held:
+            console.warn(held["damaged"])
+            continue
+        console.say(
+            f"  activations {name}: {len(held['steps'])} checkpoints, {held['columns']:,} columns of "
+            f"{len(held['layers'])} layers"
+        )
     for name in info.stale_fits:
         console.say(f"  fit {name} is of other checkpoints than the store holds now")
     for line in info.unreadable_fits:

@@ -11,6 +11,7 @@ from trajkit.cli.options import (
     memory_option,
     model_device_option,
     model_dtype_option,
+    parse_steps,
     speaking,
     store_option,
 )
@@ -85,18 +86,11 @@ def logprobs_command(
     is scored twice: differences below what the two passes differ by mean nothing. A command that
     was killed goes on after the last checkpoint when it is run again.
     """
-    from trajkit.errors import InvalidInput
     from trajkit.outputs.drift import measure_drift
     from trajkit.outputs.kept import read_outputs
     from trajkit.outputs.logprobs import logprobs
     from trajkit.outputs.weights import open_store
 
-    chosen = None
-    if steps is not None:
-        parts = [part.strip() for part in steps.split(",")]
-        if not all(part.isascii() and part.isdecimal() for part in parts):
-            raise InvalidInput(f"--steps takes whole numbers such as 0,100,200, not {steps!r}")
-        chosen = [int(part) for part in parts]
     apart = checkpoints and out is not None
     traj = open_store(store, ["folder"] if apart else [None])
     with console.progress() as progress:
@@ -104,7 +98,7 @@ def logprobs_command(
             traj,
             probes,
             name=name,
-            steps=chosen,
+            steps=parse_steps(steps),
             checkpoints=checkpoints,
             out=out,
             dtype=dtype,

@@ -11,6 +11,7 @@ from contextlib import suppress
 import click
 
 from trajkit import __version__
+from trajkit.cli.activations import activations_command
 from trajkit.cli.addresses import spare_address_space
 from trajkit.cli.backtest import backtest_command
 from trajkit.cli.convert import convert_command
@@ -66,6 +67,7 @@ for _command in (
     extrapolate_command,
     probes_command,
     logprobs_command,
+    activations_command,
     generate_command,
     reground_command,
     report_command,

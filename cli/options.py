@@ -121,3 +121,19 @@ def sampling_options(temperature: float, top_p: float) -> Callable[[Command], Co
         return command
 
     return add
+
+
+def parse_steps(steps: str | None) -> list[int] | None:
+    """The steps of ``0,100,200``.
+
+    Raises:
+        InvalidInput: they are no whole numbers.
+    """
+    from trajkit.errors import InvalidInput
+
+    if steps is None:
+        return None
+    parts = [part.strip() for part in steps.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise InvalidInput(f"--steps takes whole numbers such as 0,100,200, not {steps!r}")
+    return [int(part) for part in parts]

@@ -1,4 +1,4 @@
-"""Killed logprobs and generate, run again: the same files as of a run that was not killed."""
+"""Killed logprobs, activations and generate, run again: the files of a run that was not killed."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from tiny_models import write_run
 
 import trajkit
 from trajkit.errors import AlreadyExists, NotFound
+from trajkit.outputs.activations import activations
+from trajkit.outputs.activations_kept import read_activations
 from trajkit.outputs.check import check_outputs
 from trajkit.outputs.generate import generate
 from trajkit.outputs.kept import read_outputs
@@ -32,6 +35,7 @@ sys.path.insert(0, sys.argv[1])
 import torch, transformers
 torch.set_num_threads(1)
 import trajkit
+from trajkit.outputs.activations import activations
 from trajkit.outputs.generate import generate
 from trajkit.outputs.logprobs import logprobs
 from trajkit.outputs.sampling import Sampling
@@ -44,7 +48,8 @@ def act(name):
         models = [str(folder / f"checkpoint-{s}") for s in (0, 396)]
         generate(None, *models, folder / "p.jsonl", folder / name, alpha=2.5, sampling=sampling)
     else:
-        logprobs(trajkit.open(folder / "s.zarr"), folder / "p.jsonl", name=name, batch_tokens=64)
+        verbs = {"logprobs": logprobs, "activations": activations}
+        verbs[verb](trajkit.open(folder / "s.zarr"), folder / "p.jsonl", name=name, batch_tokens=64)
 
 # what every child would import and compile; no thread may run here, and zarr's loop is one, so
 # that the parent does not use it
@@ -146,37 +151,41 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_logprobs_killed_anywhere_loses_nothing(fast_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["logprobs", "activations"])
+def test_rows_killed_anywhere_lose_nothing(fast_path: Path, verb: str) -> None:
     write_run(fast_path / "ckpts", "qwen3", STEPS)
     store_path = fast_path / "s.zarr"
     trajkit.ingest(fast_path / "ckpts", store_path)
     lines = [{"prompt": "p" * n, "response": "words " * n} for n in range(1, 6)]
     (fast_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    killed = kill("logprobs", fast_path, kills=3)
+    killed = kill(verb, fast_path, kills=3)
     store = Store.open(store_path)
     assert list(check_outputs(store)) == []
-    whole = read_outputs(store, "whole")
+    read: Any = read_outputs if verb == "logprobs" else read_activations
+    again: Any = logprobs if verb == "logprobs" else activations
+    array, folder = ("log_p", "outputs") if verb == "logprobs" else ("mean", "activations")
+    whole = read(store, "whole")
     expected = contents(whole.path)
     reached = set()
     for name in killed:
         try:
-            outputs = read_outputs(store, name)
+            kept = read(store, name)
         except NotFound:  # killed before its folder had its name
             reached.add(-1)
         else:
-            rows = len(outputs.record.steps)
+            rows = len(kept.record.steps)
             reached.add(rows)
-            assert outputs.record.steps == STEPS[:rows]
-            assert np.array_equal(outputs.log_p, whole.log_p[:rows])
-        logprobs(trajkit.open(store_path), fast_path / "p.jsonl", name=name, batch_tokens=64)
-        again = contents(store_path / "outputs" / name)
-        record = json.loads(again.pop("zarr.json"))["attributes"]
+            assert kept.record.steps == STEPS[:rows]
+            assert np.array_equal(kept.rows(array), whole.rows(array)[:rows])
+        again(trajkit.open(store_path), fast_path / "p.jsonl", name=name, batch_tokens=64)
+        files = contents(store_path / folder / name)
+        record = json.loads(files.pop("zarr.json"))["attributes"]
         model = json.loads(expected["zarr.json"])["attributes"]
         assert record | {"name": "", "sha256": ""} == model | {"name": "", "sha256": ""}
-        assert again == {k: v for k, v in expected.items() if k != "zarr.json"}
+        assert files == {k: v for k, v in expected.items() if k != "zarr.json"}
     assert len(reached) > 2, f"the kills were not spread: {reached}"
     assert list(check_outputs(store)) == []
-    left = {p.name for p in (store_path / "outputs").iterdir()}
+    left = {p.name for p in (store_path / folder).iterdir()}
     assert left == {"zarr.json", "first", "whole", *killed}
 
 

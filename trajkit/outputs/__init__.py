@@ -19,6 +19,13 @@ skill      forecasts of that, judged on later checkpoints
 sampling   responses sampled from a model
 journal    the file they go to, whole or resumable
 logits     decoding with extrapolated logits
+layers     modules chosen by name, and what passes through them
+means      mean activations in float64
+decomposition  a linear layer's change: of its input, its weights, their product
+shares     that change in numbers
+activations  verb: both under every checkpoint
+activations_kept  where they are kept
+activations_fit   a line through every mean
 evaluation  them for lm-evaluation-harness
 generate   verb: responses of a step to come
 guide/     verb: the rule for weights that outputs choose; extrapolate_guided

@@ -24,6 +24,10 @@ class Batch:
     """int64 [M]: the tokens they predict"""
     places_M: Array
     """int64 [M]: where each token stands in the whole probe set"""
+    probes_B: Array
+    """int64 [B]: which probe each row is"""
+    lengths_B: Array
+    """int64 [B]: ids of each row that are no padding: the probe's, its last one left out"""
 
 
 def offsets_of(probes: Sequence[Probe]) -> Array:
@@ -50,21 +54,29 @@ def make_batches(probes: Sequence[Probe], tokens: int, pad: int = 0) -> list[Bat
     while begin < len(order):
         widest = probes[order[begin]].n_tokens
         end = begin + max(tokens // widest, 1)
-        batches.append(_make_batch([(probes[i], int(offsets[i])) for i in order[begin:end]], pad))
+        batches.append(_make_batch(probes, order[begin:end], offsets, pad))
         begin = end
     return batches
 
 
-def _make_batch(chosen: Sequence[tuple[Probe, int]], pad: int) -> Batch:
+def _make_batch(probes: Sequence[Probe], chosen: Sequence[int], offsets: Array, pad: int) -> Batch:
     # the last token predicts nothing that is asked for
-    width = max(p.n_tokens for p, _ in chosen) - 1
+    lengths = np.array([probes[i].n_tokens - 1 for i in chosen], np.int64)
+    width = int(lengths.max())
     ids = np.full((len(chosen), width), pad, np.int64)
     rows, targets, places = [], [], []
-    for b, (probe, offset) in enumerate(chosen):
-        text = (*probe.prompt_ids, *probe.response_ids)[:-1]
-        ids[b, : len(text)] = text
+    for b, i in enumerate(chosen):
+        probe = probes[i]
+        ids[b, : lengths[b]] = (*probe.prompt_ids, *probe.response_ids)[:-1]
         n = len(probe.response_ids)
         rows.append(b * width + len(probe.prompt_ids) - 1 + np.arange(n))
         targets.append(np.array(probe.response_ids, np.int64))
-        places.append(offset + np.arange(n))
-    return Batch(ids, np.concatenate(rows), np.concatenate(targets), np.concatenate(places))
+        places.append(offsets[i] + np.arange(n))
+    return Batch(
+        ids,
+        np.concatenate(rows),
+        np.concatenate(targets),
+        np.concatenate(places),
+        np.array(chosen, np.int64),
+        lengths,
+    )

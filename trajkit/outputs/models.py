@@ -78,12 +78,7 @@ def fill_model(model: Any, weights: Weights) -> None:
 
 def build_model(weights: Weights, *, dtype: str | None = None, device: str = "cpu") -> Any:
     """A model of the class that the weights' config.json names, holding them; see above."""
-    config = read_config(weights)
-    made_in = _torch_dtype(dtype or _main_dtype(weights))
-    loader = _model_class(config, weights.label)
-    with quiet_transformers(), _no_initial_values(), torch.device(device):
-        model = loader._from_config(config, dtype=made_in)
-    model.tie_weights()
+    model = build_empty(weights, dtype=dtype, device=device)
     files = weights.side_files()
     if "generation_config.json" in files:
         settings = _parse(files["generation_config.json"], weights, "generation_config.json")
@@ -91,6 +86,17 @@ def build_model(weights: Weights, *, dtype: str | None = None, device: str = "cp
             model.generation_config = transformers.GenerationConfig.from_dict(settings)
     fill_model(model, weights)
     return model.eval()
+
+
+def build_empty(weights: Weights, *, dtype: str | None = None, device: str = "cpu") -> Any:
+    """The same model before any weight is in it; on the device ``meta`` it takes no memory."""
+    config = read_config(weights)
+    made_in = _torch_dtype(dtype or _main_dtype(weights))
+    loader = _model_class(config, weights.label)
+    with quiet_transformers(), _no_initial_values(), torch.device(device):
+        model = loader._from_config(config, dtype=made_in)
+    model.tie_weights()
+    return model
 
 
 def read_config(weights: Weights) -> Any:

@@ -94,7 +94,7 @@ def logit_blocks(
     rows = max(1, block_bytes // (vocabulary * (model.dtype.itemsize + 4)))
     for batch in batches:
         ids = torch.from_numpy(batch.ids_BL).to(model.device)
-        with _body_and_head(model, ids) as (hidden, head):
+        with body_and_head(model, ids) as (hidden, head):
             chosen = torch.from_numpy(batch.rows_M).to(model.device)
             targets = torch.from_numpy(batch.targets_M).to(model.device)
             for at in range(0, len(chosen), rows):
@@ -194,7 +194,7 @@ def _dots(one_MV: "torch.Tensor", two_MV: "torch.Tensor") -> "torch.Tensor":
 
 
 @contextmanager
-def _body_and_head(model: Any, ids_BL: "torch.Tensor") -> Iterator[tuple[Any, Any]]:
+def body_and_head(model: Any, ids_BL: "torch.Tensor") -> Iterator[tuple[Any, Any]]:
     """The body's last states [B L, H], and a function from some of them to logits.
 
     The head is the model itself with its body replaced by one that has its answer ready: so that

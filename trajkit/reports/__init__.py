@@ -14,6 +14,8 @@ plots         pictures of the run and its elements
 module_plots  pictures of its modules
 outputs_section  what it says of outputs, where some were scored
 outputs_plots    pictures of those
+activations_section  what it says of activations, where some were measured
+activations_plots    pictures of those
 movement_plots  metrics over speed and direction
 gallery       elements worth looking at
 modules       layer and module from a tensor's name

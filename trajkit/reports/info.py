@@ -7,7 +7,7 @@ from trajkit.errors import Mismatch, TrajkitError
 from trajkit.fits.commit import bytes_of
 from trajkit.fits.kept import fit_names, read_fit
 from trajkit.fits.window import check_fit_is_current
-from trajkit.outputs.check import describe_outputs
+from trajkit.outputs.check import describe_activations, describe_outputs
 from trajkit.store.store import Store
 
 
@@ -40,6 +40,8 @@ class StoreInfo:
     """a line for each fit that cannot be read"""
     outputs: dict[str, dict[str, Any]]
     """steps, tokens and responses of each scored probe set, by name"""
+    activations: dict[str, dict[str, Any]]
+    """steps, layers and columns of each set of measured layers, by name"""
 
 
 def describe_store(store: Store) -> StoreInfo:
@@ -75,4 +77,5 @@ def describe_store(store: Store) -> StoreInfo:
         stale_fits=stale,
         unreadable_fits=unreadable,
         outputs=describe_outputs(store),
+        activations=describe_activations(store),
     )

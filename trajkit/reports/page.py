@@ -3,13 +3,14 @@
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import pairwise
 from string import Template
 from typing import Any
 
 import trajkit
+from trajkit.reports.activations_section import TITLES
 from trajkit.reports.findings import Finding, number, percent
 from trajkit.reports.markup import escape, tie
 from trajkit.reports.palette import DARK, LIGHT, css_variables
@@ -62,6 +63,8 @@ class PageData:
     """lead and content, HTML, of the last guided search"""
     beside: tuple[str, str] | None = None
     """lead and content, HTML, of the comparison with another run"""
+    activations: Mapping[str, str] = field(default_factory=dict)
+    """HTML of the sections about activations, by name; none where none were measured"""
 
 
 def build_page(data: PageData) -> str:
@@ -137,13 +140,14 @@ def _policy(style: str, script: str) -> str:
 
 
 def _output_sections(data: PageData) -> list[str]:
-    """The sections about outputs, where a probe set was scored."""
+    """The sections about outputs and activations, where a probe set went through the models."""
     titles = {
         "outputs-drift": "Outputs: drift",
         "outputs-rsq": "Outputs: R² of every token",
         "outputs-tokens": "Outputs: tokens in their context",
+        **TITLES,
     }
-    content = {"outputs-tokens": data.response}
+    content = {"outputs-tokens": data.response, **data.activations}
     return [
         _section(name, title, "", content.get(name, ""), data.figures[name])
         for name, title in titles.items()

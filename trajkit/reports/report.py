@@ -19,6 +19,7 @@ from trajkit.evidence.movement import find_evidence
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.fits.window import check_fit_is_current
 from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
+from trajkit.reports.activations_section import ActivationsSection, read_activations_section
 from trajkit.reports.beside import describe_beside, read_other_run
 from trajkit.reports.evidence import MovementPage, describe_movement
 from trajkit.reports.figures import NARROW, WIDE, PlannedFigure, check_formats, drawing_style
@@ -154,6 +155,7 @@ class _Job:
         self.finding: Finding = find(self.numbers, self.walk)
         self.grid: ModuleGrid = arrange_modules(self.rows)
         self.outputs: OutputsSection | None = read_section(store, rewards)
+        self.activations: ActivationsSection | None = read_activations_section(store)
         self.movement: MovementPage | None = None
         evidence = None
         if len(fit.record.steps) > 2 and fit.record.asked.dtypes:
@@ -188,6 +190,7 @@ class _Job:
             figures={f.name: self._block(f) for f in self.figures},
             table=self.rows,
             response="" if self.outputs is None else self.outputs.coloured_response(),
+            activations={} if self.activations is None else self.activations.content,
             min_distinct=record.asked.min_distinct,
             min_range=record.asked.min_range,
             movement=self._movement_words(),
@@ -223,6 +226,7 @@ class _Job:
             "modules": [module_summary(row) for row in self.grid.all_rows],
             "module_verdicts": [dict(row) for row in self.fit.modules],
             "outputs": None if self.outputs is None else self.outputs.numbers,
+            "activations": None if self.activations is None else self.activations.numbers,
             "gallery": [
                 {"role": p.role, "tensor": p.tensor, "index": list(p.index), "rsq": p.rsq}
                 for p in self.gallery.picks
@@ -273,6 +277,8 @@ class _Job:
             figures.append(self._gallery())
         if self.outputs is not None:
             figures += output_figures(self.outputs)
+        if self.activations is not None:
+            figures += self.activations.figures()
         return figures
 
     def _movement_words(self) -> tuple[str, str]:

@@ -129,7 +129,7 @@ class Store:
     @property
     def stored_bytes(self) -> int:
         """Bytes of everything that keeps the checkpoints: not what was made of them."""
-        made = {self.path / "fits", self.path / "outputs"}
+        made = {self.path / name for name in ("fits", "outputs", "activations")}
         files = (f for f in self.path.rglob("*") if made.isdisjoint(f.parents))
         return sum(_size_of(f) for f in files)
 
