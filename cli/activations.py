@@ -101,9 +101,11 @@ def activations_command(
     """Mean activations of chosen modules under every checkpoint, a line through each of them.
 
     Kept in the store as log-probabilities are: a command that was killed goes on after the last
-    checkpoint, and checkpoints that came since are added. R² stands beside that of a driftless random
-    walk. For linear modules, the change of the output since the first checkpoint is taken apart into
-    that of the input, that of the weights, and their product.
+    checkpoint, and checkpoints that came since are added. R² stands beside that of driftless random
+    walks: of independent ones, and of 999 made of the layer's own changes with their signs by chance,
+    since neurons move together; the verdict is by both. For linear modules, the change of the output
+    since the first checkpoint is taken apart into that of the input, that of the weights, and their
+    product.
     """
     from trajkit.errors import InvalidInput
     from trajkit.outputs.activations import activations
@@ -162,14 +164,17 @@ def _number(value: float | None) -> str:
 def _say_fit(console: Console, modules: Any, whole: Any, threshold: float) -> None:
     """A line a module, layers folded, and one of all."""
     above = f"R² > {threshold:g}"
-    head = f"{'columns':>9}{'median R²':>11}{'walk':>7}{above:>10}{'walk':>7}{'drift':>7}"
+    titles = (("columns", 9), ("median R²", 11), ("walk", 7), ("its own walks", 15), ("p", 7))
+    head = "".join(title.rjust(n) for title, n in (*titles, (above, 10), ("walk", 7)))
     console.say(f"  {'module, layers folded':34}{head}  verdict")
     names = [(row["module"], row["elements"], row) for row in modules]
     for name, columns, row in [*names, ("all", whole["columns"], whole)]:
+        low, high = row["own_walks_low"], row["own_walks_high"]
+        between = "none" if low is None else f"{low:.2f} to {high:.2f}"
         console.say(
             f"  {name:34}{columns:>9,}{_number(row['median_rsq']):>11}"
-            f"{_number(row['null_median_rsq']):>7}{_number(row['share_above_threshold']):>10}"
-            f"{_number(row['null_above_threshold']):>7}{_number(row['drift_share']):>7}  "
+            f"{_number(row['null_median_rsq']):>7}{between:>15}{_number(row['own_walks_p']):>7}"
+            f"{_number(row['share_above_threshold']):>10}{_number(row['null_above_threshold']):>7}  "
             f"{row['verdict'] or 'none'}"
         )
 

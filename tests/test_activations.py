@@ -21,11 +21,12 @@ from trajkit.cli.main import cli
 from trajkit.errors import FormatError, InvalidInput, Mismatch, NotFound, OverBudget, Unsupported
 from trajkit.outputs.activations import activations
 from trajkit.outputs.activations_fit import fit_activations, shares_by_module
-from trajkit.outputs.activations_kept import Activations, read_activations
+from trajkit.outputs.activations_kept import Activations, ActivationsRecord, read_activations
 from trajkit.outputs.check import check_outputs
 from trajkit.outputs.decomposition import choose_places, parts_of_change, weight_of
 from trajkit.outputs.layers import choose_layers
 from trajkit.outputs.shares import SUMS
+from trajkit.stats.flips import flipped_walks
 from trajkit.store.store import Store
 
 STEPS = (0, 10, 25, 30)
@@ -232,6 +233,52 @@ def test_rows_are_added_without_the_old_ones_and_the_same_bits(copied: Path) -> 
     anew = activations(trajkit.open(store), probes, name="parts", places=0, force=True)
     assert (anew.measured, anew.places) == (4, 0)
     assert shares_by_module(read_activations(Path(anew.path))) == {}
+
+
+def test_neurons_that_follow_one_walk_are_no_witnesses_of_a_drift(tmp_path: Path) -> None:
+    steps = tuple(range(0, 300, 10))
+    rng = np.random.default_rng(5)
+    loads = rng.standard_normal(64)
+
+    def fit_of(y: np.ndarray) -> Any:
+        class Made(Activations):
+            def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+                return y[:, start:stop]
+
+        record = ActivationsRecord(
+            name="made", probes="", tokenizer="", dtype="", where="all", per="neuron", tokens=1,
+            responses=1, layers=("a",), widths=(64,), steps=steps,
+        )  # fmt: skip
+        return fit_activations(Made(tmp_path, record))
+
+    walks = np.cumsum(rng.standard_normal((30, 40)), axis=0)
+    x = np.array(steps)
+    rsq = [np.corrcoef(x, walk)[0, 1] ** 2 for walk in walks.T]
+    straight = walks[:, int(np.argsort(rsq)[-6])]  # one in seven is straighter
+    found = fit_of(straight[:, None] * loads + 0.01 * rng.standard_normal((30, 64)))
+    assert found.whole["median_rsq"] > 0.7
+    assert found.whole["own_walks_p"] > 0.05
+    assert found.whole["verdict"] == "wandering"  # by each neuron alone it drifts
+    assert found.layers[0]["own_walks_high"] > found.whole["median_rsq"]
+    drift = fit_of(x[:, None] / 20 * loads + straight[:, None] * rng.standard_normal(64) / 5)
+    assert drift.whole["own_walks_p"] < 0.01
+    assert drift.whole["verdict"] in ("drifting", "straight")
+
+
+def test_own_walks_are_right_one_time_in_twenty() -> None:
+    steps = (0, 3, 4, 10, 20, 21, 25, 40, 44, 50)
+    p = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        mixed = rng.standard_normal((9, 2)) @ rng.standard_normal((2, 12))
+        y = np.concatenate([np.zeros((1, 12)), np.cumsum(mixed, axis=0)])
+        found = flipped_walks(y, steps, walks=79, seed=seed)
+        assert found is not None
+        p.append(found.p)
+    assert np.mean(np.array(p) <= 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    assert np.mean(np.array(p) <= 0.5) > 0.5 - 3 * 0.5 / np.sqrt(200)
+    assert flipped_walks(y[:2], steps[:2]) is None
+    assert flipped_walks(np.ones((10, 3)), steps) is None
 
 
 def test_damage_is_found(copied: Path) -> None:

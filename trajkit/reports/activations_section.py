@@ -25,7 +25,6 @@ from trajkit.reports.figures import PlannedFigure
 from trajkit.reports.findings import number, percent
 from trajkit.reports.markup import escape
 from trajkit.reports.modules import place_of
-from trajkit.reports.tables import module_table
 from trajkit.store.store import Store
 
 TITLES = {
@@ -68,7 +67,7 @@ class ActivationsSection:
     @property
     def content(self) -> dict[str, str]:
         """HTML above the figures, by section."""
-        found = {"activations-layers": module_table(self.fit.modules, f"{self.kept.record.per}s")}
+        found = {"activations-layers": self._fit_table()}
         if self.last:
             found["activations-parts"] = self._parts_table()
         return found
@@ -86,9 +85,10 @@ class ActivationsSection:
                 f"<b>How to read it.</b> A line is fitted to {_PER[record.per]} {record.tokens:,} "
                 f"tokens of fixed texts, {_WHERE[record.where]}. A dot is a layer's median R², the bar "
                 f"its middle half; dashed is the median of driftless random walks on these steps, "
-                f"{number(null)}. Two passes of one checkpoint differ by up to {noise:.2g}. The neurons "
-                "of a layer are not independent, as the false discovery rate behind a verdict takes "
-                "them to be." + _left_out(len(rows), self._n_modules()),
+                f"{number(null)}. Two passes of one checkpoint differ by up to {noise:.2g}. Neurons of "
+                "a layer move together, so its own walks are the run's changes with their signs by "
+                "chance, all neurons' alike: where more than 5 % of 999 reach the layer's median R² "
+                "(p), it wanders." + _left_out(len(rows), self._n_modules()),
                 f"R² of mean activations by layer: median {number(whole['median_rsq'])} of all, a "
                 f"random walk has {number(null)}",
             )
@@ -142,6 +142,27 @@ class ActivationsSection:
                 curves.setdefault(name, []).append([np.nan if a is None else a for a in along])
         rows = [PartCurves(name, steps, np.array(along)) for name, along in curves.items()]
         return rows[:MOST_PANELS]
+
+    def _fit_table(self) -> str:
+        """A row a module: median R² beside that of independent walks and of its own; HTML."""
+        head = (
+            f"<tr><th>module, layers folded</th><th>{self.kept.record.per}s</th><th>median R²</th>"
+            "<th>walk</th><th>its own walks</th><th>p</th><th>verdict</th></tr>"
+        )
+        lines = []
+        for row in self.fit.modules:
+            low, high, p = (row[f"own_walks_{key}"] for key in ("low", "high", "p"))
+            between = "none" if low is None else f"{number(low)} to {number(high)}"
+            lines.append(
+                f'<tr><th scope="row">{escape(row["module"])}</th>'
+                f'<td class="n">{row["elements"]:,}</td><td class="n">{number(row["median_rsq"])}</td>'
+                f'<td class="n">{number(row["null_median_rsq"])}</td><td class="n">{between}</td>'
+                f'<td class="n">{number(p, 3)}</td><td>{row["verdict"] or "none"}</td></tr>'
+            )
+        return (
+            f'<div class="scroll"><table class="plain flat"><thead>{head}</thead>'
+            f"<tbody>{''.join(lines)}</tbody></table></div>"
+        )
 
     def _parts_table(self) -> str:
         """A row a module: lengths of the parts along the change, and over the change's; HTML."""

@@ -36,12 +36,12 @@ ACCOUNTING = (
 )
 
 
-def module_table(modules: Sequence[Mapping[str, Any]], what: str = "elements") -> str:
+def module_table(modules: Sequence[Mapping[str, Any]]) -> str:
     """A row a module: how many of its elements drift, its R² beside its walks', its verdict; HTML."""
     if not modules:
         return ""
     head = (
-        f"<tr><th>module, layers folded</th><th>{what}</th><th>drift</th><th>median R²</th>"
+        "<tr><th>module, layers folded</th><th>elements</th><th>drift</th><th>median R²</th>"
         "<th>its walks</th><th>verdict</th></tr>"
     )
     lines = (

@@ -3,6 +3,7 @@
 axis        the step axis and its moments
 nulls       what R² a driftless walk scores
 walks       what Durbin-Watson and drift t it scores
+flips       walks made of a run's own changes, columns that move together
 rounding    what walks and lines score through a narrow number format
 student     tails of Student's t
 movement    how often elements change and turn back
