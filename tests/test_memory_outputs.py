@@ -1,4 +1,4 @@
-"""Memory of scoring a long response: the peak of a process, far below the response's logits."""
+"""Memory of scoring and of taking layers apart: the peak of a process, far below what passes by."""
 
 import subprocess
 import sys
@@ -58,4 +58,61 @@ def test_a_long_response_takes_the_budget_and_not_its_logits() -> None:
     command = [sys.executable, "-c", MEASURE, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert 4 * TOKENS * VOCABULARY > 3 * (BUDGET + OTHER_BYTES), "a test that could not fail"
+    assert int(done.stdout) < BUDGET + OTHER_BYTES
+
+
+APART_TOKENS = 6000
+MEASURE_APART = """
+import sys
+import numpy as np, torch, transformers
+from trajkit.outputs.batching import make_batches
+from trajkit.outputs.decomposition import Decomposer, choose_places
+from trajkit.outputs.layers import choose_layers, offsets_looked_at, watch_layers
+from trajkit.outputs.means import MeanActivations
+from trajkit.outputs.probes import Probe
+
+tokens, budget = map(int, sys.argv[1:3])
+torch.set_num_threads(1)
+settings = dict(
+    vocab_size=64, hidden_size=64, intermediate_size=4096, num_hidden_layers=4,
+    num_attention_heads=4, max_position_embeddings=256,
+)
+model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).eval()
+layers = choose_layers(model, ["*.down_proj"], "the model")
+ids = np.random.default_rng(0).integers(3, 64, 128).tolist()
+
+def peak():
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024
+
+def run(tokens, most):
+    probes = [Probe(tuple(ids[:8]), tuple(ids[8:]), "", "") for _ in range(tokens // 120)]
+    offsets, block = offsets_looked_at(probes, "response"), budget // 3
+    n = int(offsets[-1])
+    parts = Decomposer(
+        model, layers, layers, choose_places(model, layers, n, budget - block, most), block
+    )
+    for first in (True, False):
+        parts.begin(first)
+        means = MeanActivations(len(layers), n, "neuron", block)
+        watch_layers(
+            model, layers, make_batches(probes, 256), "response", offsets, [means, parts], block
+        )
+    return parts.finish()
+
+run(240, 8)  # what libraries take at first use
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = peak()
+assert all(shares.places < tokens for shares in run(tokens, tokens))
+print(peak() - before)
+"""
+
+
+@needs_peak
+def test_layers_taken_apart_take_the_budget_and_not_their_tokens() -> None:
+    command = [sys.executable, "-c", MEASURE_APART, str(APART_TOKENS), str(BUDGET)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    held = 4 * 4 * (4096 + 64) * APART_TOKENS
+    assert held > 1.4 * (BUDGET + OTHER_BYTES), "a test that could not fail"
     assert int(done.stdout) < BUDGET + OTHER_BYTES
