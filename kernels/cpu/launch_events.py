@@ -54,7 +54,7 @@ def fit_events(
     form = format_of(dtype)
     assert events.first is not None
     n = len(events.first)
-    scratch = new_sums(cpu_events.BLOCK, dtype, *span_units(steps_T), distinct_in)
+    scratch = new_sums(1, dtype, *span_units(steps_T), distinct_in)
     axis = _axis(scratch, steps_T)
     answer, bits_last = launch._new_answer(n), np.empty(n, dtype=form.bits)
     first, places, codes, starts, cursors = _arrays(events, form)
@@ -70,7 +70,6 @@ def fit_events(
         layout_of(form),
         launch._state(scratch),
         _block(form),
-        np.zeros(TILE, dtype=form.bits),
         scratch_tile(ROWS, np.dtype(np.float64)),
         answer,
         bits_last,
@@ -99,10 +98,13 @@ def _arrays(events: Events, form: Format) -> tuple[NDArray[Any], ...]:
 
 def _block(form: Format) -> cpu_events.BlockScratch:
     """Scratch of one block, on cache lines."""
-    n = -(-cpu_events.ROW // TILE)
-    word = np.dtype(np.uint64 if form.width == 64 else np.uint32)
+    per_row = -(-cpu_events.ROW // TILE)
+    double = np.dtype(np.float64)
     return cpu_events.BlockScratch(
-        scratch_tile(8 * n, np.dtype(np.float64)),
-        scratch_tile(8 * n, word),
-        scratch_tile(2 * n, form.work),
+        sums=scratch_tile(cpu_events.SUM_ROWS * per_row, double),
+        words=scratch_tile(cpu_events.WORD_ROWS * per_row, form.bits),
+        counts=scratch_tile(cpu_events.COUNT_ROWS * per_row, np.dtype(np.uint32)),
+        values=scratch_tile(cpu_events.VALUE_ROWS * per_row, form.work),
+        codes=scratch_tile(cpu_events.TURNS * per_row, form.bits),
+        factors=scratch_tile(cpu_events.TURNS * cpu_events.FACTORS * per_row, double),
     )

@@ -100,7 +100,7 @@ def _gather_last(lo: int, n: int, layout: Layout, state: State, words: Any, tile
 
 
 @compiled
-def _solve_tile(design: Design, layout: Layout, tile: Any) -> None:
+def solve_tile(design: Design, layout: Layout, tile: Any) -> None:
     """From sums to the solution, in place, without a branch."""
     wide_vectors()
     nan, inf = np.nan, np.inf
@@ -152,7 +152,7 @@ def _solve_tile(design: Design, layout: Layout, tile: Any) -> None:
 
 
 @compiled
-def _scatter(lo: int, n: int, tile: Any, answer: Answer) -> None:
+def scatter(lo: int, n: int, tile: Any, answer: Answer) -> None:
     """Round the solution of a tile into the output arrays."""
     wide_vectors()
     slope, mean, rsq = (
@@ -186,8 +186,8 @@ def solve(
         size = min(TILE, n - lo)
         _gather(lo, size, design, layout, state, tile)
         _gather_last(lo, size, layout, state, words, tile)
-        _solve_tile(design, layout, tile)
-        _scatter(lo, size, tile, answer)
+        solve_tile(design, layout, tile)
+        scatter(lo, size, tile, answer)
 
 
 @compiled
@@ -203,8 +203,8 @@ def solve_block(
         size = min(TILE, n - top)
         _gather(top, size, design, layout, state, tile)
         _gather_last(top, size, layout, state, words, tile)
-        _solve_tile(design, layout, tile)
-        _scatter(lo + top, size, tile, answer)
+        solve_tile(design, layout, tile)
+        scatter(lo + top, size, tile, answer)
 
 
 @compiled
