@@ -15,7 +15,7 @@ same run continued, to judge an extrapolation by), `adder-grpo.csv` (step, proba
 answer, mean reward) and `SHA256SUMS`. `--reward random` makes the control: the same model, prompts
 and learning rate, and a reward that knows nothing of the answer. `--trainer-state` leaves the
 trainer's own `trainer_state.json` (its reward curve, for one) beside every checkpoint. The defaults
-are those that made the `data/` of this repository. TRL comes with the `examples` extra.
+are those that made the `data/` of this repository. TRL comes with the `train` extra.
 """
 
 from __future__ import annotations

@@ -210,11 +210,13 @@ class InPlace:
         return future
 
 
+@pytest.mark.parametrize("rate", ["2e-5", "2e-4"])
 @pytest.mark.parametrize("name", ["rl_vs_sft", "noise_snr"])
 def test_the_tables_of_the_paper_are_those_that_were_measured(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, rate: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [name, "--table", "--out", str(ROOT / "docs" / "paper")])
+    command = [name, "--table", "--out", str(ROOT / "docs" / "paper")]
+    monkeypatch.setattr(sys, "argv", [*command, "--learning-rate", rate])
     __import__(name).main()
     text = (ROOT / "docs" / "paper.md").read_text()
     for part in capsys.readouterr().out.strip().split("\n\n"):
