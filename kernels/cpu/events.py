@@ -187,7 +187,7 @@ def _lay_out(
 
 @compiled
 def _drain(at: int, turns: int, axis: EventAxis, layout: Layout, block: BlockScratch) -> None:
-    """Add the events that wait of one element."""
+    """Add the events that wait of one element: a call, so that the loop around it stays small."""
     for turn in range(turns):
         _add_turn(turn, at, 1, axis, layout, block)
 
@@ -291,15 +291,11 @@ def _copy(rows: Any, row: int, n: int, out: Any) -> None:
 
 
 @compiled
-def _sum_block(
-    first: Any, places: Any, codes: Any, starts: Any, cursors: Any, lo: int, n: int,
-    fresh: bool, axis: EventAxis, layout: Layout, state: State, block: BlockScratch,
+def _add_events(
+    places: Any, codes: Any, starts: Any, cursors: Any, lo: int, n: int, axis: EventAxis,
+    layout: Layout, block: BlockScratch,
 ) -> None:  # fmt: skip
-    """All frames for the elements lo .. lo + n - 1."""
-    if fresh:
-        _begin_fresh(first[lo : lo + n], n, axis, layout, block)
-    else:
-        _begin(lo, n, axis, layout, state, block)
+    """All frames for the elements lo .. lo + n - 1, whose block is set up."""
     for t in range(len(axis.after_T)):
         cursors[t] = _lay_out(
             places, codes, cursors[t], starts[t + 1], lo, lo + n, t, axis, layout, block
@@ -320,9 +316,11 @@ def accumulate(
     """All frames of a call, for all N elements; ``first`` is read where ``fresh``."""
     for lo in range(0, n, BLOCK):
         size = min(BLOCK, n - lo)
-        _sum_block(
-            first, places, codes, starts, cursors, lo, size, fresh, axis, layout, state, block
-        )
+        if fresh:
+            _begin_fresh(first[lo : lo + size], size, axis, layout, block)
+        else:
+            _begin(lo, size, axis, layout, state, block)
+        _add_events(places, codes, starts, cursors, lo, size, axis, layout, block)
         _finish(lo, size, state, block)
 
 
@@ -360,15 +358,13 @@ def _fill_tile(
 @compiled
 def fit(
     first: Any, places: Any, codes: Any, starts: Any, cursors: Any, n: int, axis: EventAxis,
-    design: Design, layout: Layout, state: State, block: BlockScratch, tile: Any,
-    answer: Answer, bits_last: Any,
+    design: Design, layout: Layout, block: BlockScratch, tile: Any, answer: Answer, bits_last: Any,
 ) -> None:  # fmt: skip
-    """Accumulate and solve block by block; ``state`` is not looked at."""
+    """Accumulate and solve block by block."""
     for lo in range(0, n, BLOCK):
         size = min(BLOCK, n - lo)
-        _sum_block(
-            first, places, codes, starts, cursors, lo, size, True, axis, layout, state, block
-        )
+        _begin_fresh(first[lo : lo + size], size, axis, layout, block)
+        _add_events(places, codes, starts, cursors, lo, size, axis, layout, block)
         for at in range(0, size, TILE):
             few = min(TILE, size - at)
             _fill_tile(at, few, design, block, tile, bits_last[lo + at : lo + at + few])

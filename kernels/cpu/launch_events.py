@@ -68,7 +68,6 @@ def fit_events(
         axis,
         launch._design(scratch, min_range, few),
         layout_of(form),
-        launch._state(scratch),
         _block(form),
         scratch_tile(ROWS, np.dtype(np.float64)),
         answer,

@@ -11,7 +11,7 @@ from trajkit.store.store import Store
 
 DENSEST_EVENTS = 0.05
 """mean share of elements that change up to which a fit takes changes, not frames. The arithmetic took
-1.4 times as long from frames there (T = 64, bf16, one core), and as long from both at .1"""
+1.5 times as long from frames there (T = 64, bf16, one core), and as long from both at .1"""
 
 
 def has_events(store: Store) -> bool:
