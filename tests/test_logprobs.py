@@ -358,6 +358,22 @@ def test_what_was_scored_otherwise_is_refused_and_kept(run: Path, tmp_path: Path
     assert (mine / "thesis.tex").read_text() == "x"
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "log_p/notes.txt", "log_p/c/0/notes", "c/0"])
+def test_somebody_elses_file_among_scores_is_not_replaced(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    traj = fresh(run, tmp_path)
+    out = tmp_path / "scores"
+    logprobs(traj, run / "p.jsonl", steps=[0], out=out)
+    logprobs(traj, run / "p.jsonl", steps=[0], out=out, force=True)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("x")
+    with pytest.raises(AlreadyExists, match="not written by trajkit"):
+        logprobs(traj, run / "p.jsonl", steps=[0], out=out, force=True)
+    assert (out / name).read_text() == "x"
+    assert read_outputs(out).record.steps == (0,)
+
+
 def test_damage_is_found_and_said(run: Path, tmp_path: Path) -> None:
     traj = fresh(run, tmp_path)
     logprobs(traj, run / "p.jsonl")

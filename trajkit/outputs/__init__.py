@@ -9,6 +9,7 @@ batching   those of like lengths together
 scoring    log p, entropy and rank of every token under one model
 logprobs   verb: that for every checkpoint
 rows       arrays with a row a checkpoint, whole or absent
+noise      what two passes of one checkpoint differ by
 sources    the models to go through, and those yet to come
 kept       log-probabilities as they are kept
 check      every byte of that against its digest

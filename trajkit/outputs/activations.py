@@ -6,19 +6,17 @@ With them, for linear layers, what changed their output since the first checkpoi
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from trajkit.arrays import Array
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
-from trajkit.errors import InvalidInput, Mismatch
+from trajkit.errors import InvalidInput
 from trajkit.outputs.activations_kept import (
     Activations,
     ActivationsRecord,
-    activations_path,
     read_activations,
 )
 from trajkit.outputs.batching import Batch, make_batches
@@ -31,23 +29,23 @@ from trajkit.outputs.layers import (
     watch_layers,
 )
 from trajkit.outputs.means import MeanActivations, Per
-from trajkit.outputs.models import build_empty, build_model, fill_model, load_tokenizer, read_config
-from trajkit.outputs.probes import Probe, read_probes, tokenizer_digest
-from trajkit.outputs.rows import RowsWriter, create_rows, holds, lock_rows, make_group
-from trajkit.outputs.sampling import context_of
+from trajkit.outputs.models import OneModel, build_empty
+from trajkit.outputs.noise import Noise, halve_batches
+from trajkit.outputs.probes import Probe, tokenizer_digest
+from trajkit.outputs.rows import RowsWriter, check_same, create_rows, holds, lock_rows
 from trajkit.outputs.scoring import BLOCK_BYTES
 from trajkit.outputs.sources import (
     choose_missing,
+    choose_place,
     choose_sources,
     library_versions,
-    need_store,
+    open_probes,
     probes_digest,
-    vocabulary_of,
     weights_digest,
 )
 from trajkit.outputs.weights import Weights
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
-from trajkit.store.tensors import Source, as_store
+from trajkit.store.tensors import Source
 from trajkit.text import format_seconds, parse_bytes
 
 BATCH_TOKENS = 4096
@@ -143,16 +141,8 @@ def activations(
     chosen = choose_layers(
         build_empty(sources[0], dtype=dtype, device="meta"), layers, sources[0].label
     )
-    path = Path(out) if out is not None else activations_path(as_store(need_store(traj)), name)
-    tokenizer, config = load_tokenizer(sources[0]), read_config(sources[0])
-    found = read_probes(
-        probes, tokenizer, context=context_of(config), vocabulary=vocabulary_of(config)
-    )
-    if not any(p.response_ids for p in found):
-        raise InvalidInput(f"{probes}: no response in it has a token; there is nothing to measure")
-    if out is None:
-        make_group(as_store(need_store(traj)), ActivationsRecord)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    found, tokenizer = open_probes(sources[0], probes, ActivationsRecord)
+    path = choose_place(traj, ActivationsRecord, name, out)
     job = _Job(sources, found, chosen, where, per, dtype, device, batch_tokens, parse_bytes(memory))
     record = ActivationsRecord(
         name=path.name,
@@ -211,15 +201,12 @@ class _Job:
         self.layers = layers
         self.where: Where = where
         self.per: Per = per
-        self.dtype = dtype
-        self.device = device
         self.budget = budget
         self.block_bytes = min(BLOCK_BYTES, budget // 3)
         self.offsets = offsets_looked_at(probes, where)
         self.n_places = int(self.offsets[-1])
         self.batches: list[Batch] = make_batches(probes, batch_tokens)
-        self._model: Any = None
-        self._loaded: Weights | None = None
+        self.model = OneModel(dtype, device)
 
     def open(self, path: Path, record: ActivationsRecord, most: int, force: bool) -> Activations:
         """The activations to add to: those that are there, if they are of the same, or new ones."""
@@ -235,23 +222,19 @@ class _Job:
             linear=there.linear if most and there.linear else (),
             places=there.places if most else 0,
         )
-        for what in _SAME:
-            if getattr(there, what) != getattr(asked, what):
-                raise Mismatch(
-                    f"{path}: was measured with another {what}; choose another --name, or pass --force "
-                    "to measure anew"
-                )
+        check_same(path, there, asked, _SAME)
         return kept
 
     def _lay_out(self, record: ActivationsRecord, most: int) -> tuple[ActivationsRecord, Array]:
         """The record with what only the model itself can tell, and the decomposition's places."""
-        model = self._load(self.sources[0])
+        first = self.sources[0]
+        model = self.model.holding(first)
         modules = dict(model.named_modules())
         shortest = min((p for p in self.probes if p.response_ids), key=lambda p: p.n_tokens)
         twice = [shortest, shortest]  # what has no row a text shows on two
         means = MeanActivations(len(self.layers), self.n_places, self.per, self.block_bytes)
         batches = make_batches(twice, 2 * shortest.n_tokens)
-        self._watch([means], batches, offsets_looked_at(twice, self.where))
+        self._watch(first, [means], batches, offsets_looked_at(twice, self.where))
         linear = tuple(n for n in self.layers if most > 0 and is_linear(modules[n]))
         places = choose_places(model, linear, self.n_places, self.budget - self.block_bytes, most)
         n = len(places) if linear else 0
@@ -262,28 +245,28 @@ class _Job:
     ) -> int:
         """Measure what is missing, a committed row at a time; how many there were."""
         record = writer.record
-        todo = choose_missing(self.sources, record, "measured")
+        todo = choose_missing(self.sources, record)
         progress(Started("activations", len(todo), "checkpoints"))
         if not todo:
             return 0
         parts: Decomposer | None = None
         if record.linear:
-            model = self._load(self._base(record))
+            base = self._base(record)
+            model = self.model.holding(base)
             places = kept.fixed("places")
             parts = Decomposer(model, self.layers, record.linear, places, self.block_bytes)
             if record.steps:
                 parts.begin(first=True)
-                self._watch([parts], self.batches, self.offsets)
+                self._watch(base, [parts], self.batches, self.offsets)
         for source in todo:
-            self._load(source)
-            rows = {"mean": self._measure(parts, first=not record.steps)}
+            rows = {"mean": self._measure(source, parts, first=not record.steps)}
             if parts is not None:
                 rows["parts"] = np.array([shares.values() for shares in parts.finish()]).ravel()
             writer.append(
                 source.step,
                 rows,
                 weights=(*record.weights, weights_digest(source)),
-                noise=record.noise or self._measure_noise(source, rows["mean"]),
+                noise=record.noise or asdict(self._measure_noise(source, rows["mean"])),
             )
             record = writer.record
             progress(Advanced(1))
@@ -301,44 +284,32 @@ class _Job:
             "too, so that the next ones can be compared with it"
         )
 
-    def _measure(self, parts: Decomposer | None, first: bool) -> Array:
-        """Means under the model that is loaded; its changes go to ``parts``."""
+    def _measure(self, source: Weights, parts: Decomposer | None, first: bool) -> Array:
+        """Means under a checkpoint; its changes go to ``parts``."""
         means = MeanActivations(len(self.layers), self.n_places, self.per, self.block_bytes)
         spectators: list[Spectator] = [means]
         if parts is not None:
             parts.begin(first)
             spectators.append(parts)
-        self._watch(spectators, self.batches, self.offsets)
+        self._watch(source, spectators, self.batches, self.offsets)
         return means.means()
 
-    def _measure_noise(self, source: Weights, mean: Array) -> dict[str, float]:
-        """Measure the model that is loaded once more, in batches half as large as they were."""
-        largest = max(batch.ids_BL.size for batch in self.batches)
+    def _measure_noise(self, source: Weights, mean: Array) -> Noise:
+        """Measure a checkpoint once more, in batches half as large as they were."""
         means = MeanActivations(len(self.layers), self.n_places, self.per, self.block_bytes)
-        self._watch([means], make_batches(self.probes, max(largest // 2, 1)), self.offsets)
-        off = np.abs(means.means() - mean)
-        return {
-            "step": source.step,
-            "largest": float(off.max()),
-            "mean": float(off.mean()),
-            "p99": float(np.quantile(off, 0.99)),
-        }
+        halves = halve_batches(self.probes, self.batches)
+        self._watch(source, [means], halves, self.offsets)
+        return Noise.between(source.step, mean, means.means())
 
     def _watch(
-        self, spectators: Sequence[Spectator], batches: Sequence[Batch], offsets: Array
+        self,
+        source: Weights,
+        spectators: Sequence[Spectator],
+        batches: Sequence[Batch],
+        offsets: Array,
     ) -> None:
-        watch_layers(
-            self._model, self.layers, batches, self.where, offsets, spectators, self.block_bytes
-        )
-
-    def _load(self, source: Weights) -> Any:
-        """The model with these weights in it."""
-        if self._model is None:
-            self._model = build_model(source, dtype=self.dtype, device=self.device)
-        elif self._loaded is not source:
-            fill_model(self._model, source)
-        self._loaded = source
-        return self._model
+        model = self.model.holding(source)
+        watch_layers(model, self.layers, batches, self.where, offsets, spectators, self.block_bytes)
 
 
 __all__ = ["ActivationsResult", "activations"]

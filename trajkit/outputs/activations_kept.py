@@ -33,7 +33,9 @@ class ActivationsRecord(RowsRecord):
 
     FORMAT = "trajkit-activations"
     FOLDER = "activations"
-    REDO = "measure again with --force"
+    DO = "measure"
+    DONE = "measured"
+    ARRAYS = ("mean", "parts", "places")
     TUPLES = ("steps", "weights", "layers", "widths", "linear")
 
     probes: str
@@ -58,7 +60,7 @@ class ActivationsRecord(RowsRecord):
     places: int = 0
     """S"""
     noise: Mapping[str, float] | None = None
-    """|Δ mean| between two passes of one checkpoint, batched differently: step, largest, mean, p99"""
+    """:class:`trajkit.outputs.noise.Noise`, of means"""
 
     @property
     def row_arrays(self) -> Mapping[str, tuple[str, int]]:

@@ -52,7 +52,9 @@ class Record(RowsRecord):
 
     FORMAT = "trajkit-outputs"
     FOLDER = "outputs"
-    REDO = "score again with --force"
+    DO = "score"
+    DONE = "scored"
+    ARRAYS = (*ROWS, *FIXED)
     TUPLES = ("steps", "weights", "divergences")
 
     probes: str
@@ -70,7 +72,7 @@ class Record(RowsRecord):
     divergences: tuple[Mapping[str, Any], ...] = ()
     """:class:`trajkit.outputs.distances.Divergence` of each row"""
     noise: Mapping[str, float] | None = None
-    """:class:`trajkit.outputs.logprobs.Noise`"""
+    """:class:`trajkit.outputs.noise.Noise`, of log p"""
 
     @property
     def row_arrays(self) -> Mapping[str, tuple[str, int]]:

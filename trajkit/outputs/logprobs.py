@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trajkit.defaults import DEFAULT_MEMORY_BYTES
-from trajkit.errors import InvalidInput, Mismatch
+from trajkit.errors import InvalidInput
 from trajkit.outputs.batching import Batch, make_batches
 from trajkit.outputs.distances import (
     MOST_PLACES,
@@ -22,40 +20,31 @@ from trajkit.outputs.kept import (
     Record,
     create_outputs,
     is_outputs,
-    outputs_path,
     read_outputs,
 )
-from trajkit.outputs.models import build_model, fill_model, load_tokenizer, read_config
-from trajkit.outputs.probes import Probe, read_probes, tokenizer_digest
-from trajkit.outputs.rows import RowsWriter, lock_rows, make_group
-from trajkit.outputs.sampling import context_of
+from trajkit.outputs.models import OneModel, read_config
+from trajkit.outputs.noise import Noise, halve_batches
+from trajkit.outputs.probes import Probe, tokenizer_digest
+from trajkit.outputs.rows import RowsWriter, check_same, lock_rows
 from trajkit.outputs.scoring import BLOCK_BYTES, Scores, score
 from trajkit.outputs.sources import (
     choose_missing,
+    choose_place,
     choose_sources,
     library_versions,
-    need_store,
+    open_probes,
     probes_digest,
     vocabulary_of,
     weights_digest,
 )
 from trajkit.outputs.weights import Weights
 from trajkit.progress import Advanced, Finished, Progress, Started, silent
-from trajkit.store.tensors import Source, as_store
+from trajkit.store.tensors import Source
 from trajkit.text import format_seconds, parse_bytes
 
 BATCH_TOKENS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """|Δ log p| between two passes of one checkpoint, batched differently: what means nothing."""
-
-    step: int
-    largest: float
-    mean: float
-    p99: float
-    """99 % of the tokens differ by less"""
+_SAME = ("probes", "tokenizer", "dtype", "divergence_places")
+"""what rows of one name have in common"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +114,8 @@ def logprobs(
     """
     started = time.perf_counter()
     sources = choose_sources(traj, steps, checkpoints)
-    path = Path(out) if out is not None else outputs_path(as_store(need_store(traj)), name)
-    if out is None:
-        make_group(as_store(need_store(traj)), Record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(sources[0])
-    config = read_config(sources[0])
-    found = read_probes(
-        probes, tokenizer, context=context_of(config), vocabulary=vocabulary_of(config)
-    )
-    if not any(p.response_ids for p in found):
-        raise InvalidInput(f"{probes}: no response in it has a token; there is nothing to score")
+    found, tokenizer = open_probes(sources[0], probes, Record)
+    path = choose_place(traj, Record, name, out)
     dtype = dtype or ("float32" if device == "cpu" else None)
     job = _Job(sources, found, dtype, device, batch_tokens, parse_bytes(memory))
     record = Record(
@@ -183,15 +163,12 @@ class _Job:
     ) -> None:
         self.sources = sources
         self.probes = probes
-        self.dtype = dtype
-        self.device = device
-        self.batch_tokens = batch_tokens
         self.budget = budget
         self.block_bytes = min(BLOCK_BYTES, budget // 3)
         self.tokens = sum(len(p.response_ids) for p in probes)
         self.batches: list[Batch] = make_batches(probes, batch_tokens)
         self.vocabulary = vocabulary_of(read_config(sources[0]))
-        self.model: Any = None
+        self.model = OneModel(dtype, device)
 
     def choose(self, most: int) -> Any:
         """The places whose distributions are compared."""
@@ -202,7 +179,7 @@ class _Job:
     def run(self, writer: RowsWriter[Record], progress: Progress) -> int:
         """Score what is missing, a committed row at a time; how many there were."""
         record = writer.record
-        todo = choose_missing(self.sources, record, "scored")
+        todo = choose_missing(self.sources, record)
         progress(Started("logprobs", len(todo), "checkpoints"))
         if todo and record.steps:
             self._recall(record)
@@ -240,12 +217,8 @@ class _Job:
             self.watcher.finish()
 
     def _score(self, source: Weights) -> Scores:
-        if self.model is None:
-            self.model = build_model(source, dtype=self.dtype, device=self.device)
-        else:
-            fill_model(self.model, source)
         return score(
-            self.model,
+            self.model.holding(source),
             self.batches,
             self.tokens,
             watcher=self.watcher,
@@ -253,17 +226,11 @@ class _Job:
         )
 
     def _measure_noise(self, source: Weights, scores: Scores) -> Noise:
-        """Score the model that is loaded once more, in batches half as large as they were."""
-        largest = max(batch.ids_BL.size for batch in self.batches)
-        halves = make_batches(self.probes, max(largest // 2, 1))
-        again = score(self.model, halves, self.tokens, block_bytes=self.block_bytes)
-        off = np.abs(again.log_p_N.astype(np.float64) - scores.log_p_N)
-        return Noise(
-            step=source.step,
-            largest=float(off.max()),
-            mean=float(off.mean()),
-            p99=float(np.quantile(off, 0.99)),
-        )
+        """Score a checkpoint once more, in batches half as large as they were."""
+        halves = halve_batches(self.probes, self.batches)
+        model = self.model.holding(source)
+        again = score(model, halves, self.tokens, block_bytes=self.block_bytes)
+        return Noise.between(source.step, scores.log_p_N, again.log_p_N)
 
 
 def _open_outputs(
@@ -278,12 +245,7 @@ def _open_outputs(
 
         return create_outputs(path, record, probes, decode, force)
     outputs = read_outputs(path)
-    for what in ("probes", "tokenizer", "dtype", "divergence_places"):
-        if getattr(outputs.record, what) != getattr(record, what):
-            raise Mismatch(
-                f"{path}: was scored with another {what.replace('_', ' ')}; choose another --name, "
-                "or pass --force to score anew"
-            )
+    check_same(path, outputs.record, record, _SAME)
     return outputs
 
 

@@ -88,6 +88,26 @@ def build_model(weights: Weights, *, dtype: str | None = None, device: str = "cp
     return model.eval()
 
 
+class OneModel:
+    """One model in memory, into which checkpoints' weights are put one after another."""
+
+    def __init__(self, dtype: str | None, device: str) -> None:
+        self._dtype = dtype
+        self._device = device
+        self._model: Any = None
+        self._held: Weights | None = None
+
+    def holding(self, weights: Weights) -> Any:
+        """The model with these weights in it; errors as :func:`build_model`."""
+        if self._model is None:
+            self._model = build_model(weights, dtype=self._dtype, device=self._device)
+        elif self._held is not weights:
+            self._held = None  # of neither, until all are in
+            fill_model(self._model, weights)
+        self._held = weights
+        return self._model
+
+
 def build_empty(weights: Weights, *, dtype: str | None = None, device: str = "cpu") -> Any:
     """The same model before any weight is in it; on the device ``meta`` it takes no memory."""
     config = read_config(weights)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,10 +25,11 @@ import xxhash
 
 from trajkit.arrays import Array
 from trajkit.disk import canonical_json, disk_errors, replace_file, sync_directory, sync_file
-from trajkit.errors import AlreadyExists, FormatError, InvalidInput, NotFound, Unsupported
+from trajkit.errors import AlreadyExists, FormatError, InvalidInput, Mismatch, NotFound, Unsupported
 from trajkit.store.documents import GROUP, group_document
 from trajkit.store.lock import StoreLock
 from trajkit.store.store import Store
+from trajkit.text import shown
 
 CHUNK = 1 << 18
 """elements of a row that are one chunk"""
@@ -45,8 +46,12 @@ class RowsRecord:
     VERSION: ClassVar[int] = 1
     FOLDER: ClassVar[str]
     """where in a store they lie"""
-    REDO: ClassVar[str]
-    """the end of every message about damage: what to do"""
+    DO: ClassVar[str]
+    """what makes a row, as messages say it"""
+    DONE: ClassVar[str]
+    """the same of a row that is there"""
+    ARRAYS: ClassVar[tuple[str, ...]]
+    """names that its arrays may have"""
     TUPLES: ClassVar[tuple[str, ...]] = ("steps", "weights")
     """fields that JSON makes lists of"""
 
@@ -58,6 +63,11 @@ class RowsRecord:
     digests: Mapping[str, Any] = field(default_factory=dict)
     """xxh3-64, hex: of each fixed array, and of each row of the others"""
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def redo(self) -> str:
+        """The end of every message about damage: what to do."""
+        return f"{self.DO} again with --force"
 
     @property
     def row_arrays(self) -> Mapping[str, tuple[str, int]]:
@@ -93,7 +103,7 @@ class RowsRecord:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{path}: not readable {cls.FOLDER}: {error!r}") from error
         if not intact:
-            raise FormatError(f"{path}: damaged, or of another version; {cls.REDO}")
+            raise FormatError(f"{path}: damaged, or of another version; {record.redo}")
         return record
 
 
@@ -133,7 +143,7 @@ class KeptRows(Generic[R]):
         return self._read(name, (slice(None),), None)
 
     def _read(self, name: str, where: tuple[slice, ...], shape: tuple[int, ...] | None) -> Array:
-        path, zarr, redo = self.path / name, import_zarr(), self.record.REDO
+        path, zarr, redo = self.path / name, import_zarr(), self.record.redo
         try:
             found = np.asarray(zarr.open_array(path, mode="r")[where])
         except Exception as error:  # whatever zarr and its codecs raise on damaged bytes
@@ -188,10 +198,16 @@ def create_rows(path: Path, record: R, fixed: Mapping[str, Array], force: bool) 
     """Make a series without a row, there whole or not at all; its record, with digests.
 
     Raises:
-        AlreadyExists: something is at ``path``, and is not of this kind, or not to be replaced.
+        AlreadyExists: something is at ``path``, and is not of this kind, or not to be replaced, or
+            holds a file that is not of it.
     """
     if path.exists() and not (force and holds(path, type(record))):
         raise AlreadyExists(f"{path}: is there already; choose another --name, or pass --force")
+    if path.exists() and (foreign := _find_foreign(path, record.ARRAYS)) is not None:
+        raise AlreadyExists(
+            f"{shown(foreign)}: not written by trajkit, and would be lost; move it, or choose another "
+            "--name"
+        )
     part = path.with_name(f".{path.name}.part")
     record = replace(record, digests={name: digest_of(a) for name, a in fixed.items()})
     with disk_errors(path):
@@ -208,6 +224,16 @@ def create_rows(path: Path, record: R, fixed: Mapping[str, Array], force: bool) 
         part.rename(path)
         sync_directory(path.parent)
     return record
+
+
+def check_same(path: Path, there: RowsRecord, asked: RowsRecord, names: tuple[str, ...]) -> None:
+    """Raise :class:`Mismatch` unless rows to be added have these fields in common with those there."""
+    for what in names:
+        if getattr(there, what) != getattr(asked, what):
+            raise Mismatch(
+                f"{path}: was {there.DONE} with another {what.replace('_', ' ')}; choose another "
+                f"--name, or pass --force to {there.DO} anew"
+            )
 
 
 def rows_path(store: Store, kind: type[RowsRecord], name: str) -> Path:
@@ -293,7 +319,7 @@ def check_arrays(kept: KeptRows[Any]) -> Iterator[str]:
             yield str(error)
             continue
         if not intact:
-            yield f"{kept.path / name}: damaged: not what was written; {record.REDO}"
+            yield f"{kept.path / name}: damaged: not what was written; {record.redo}"
 
 
 def import_zarr() -> Any:
@@ -321,6 +347,18 @@ def sync_tree(folder: Path) -> None:
         else:
             sync_file(path)
     sync_directory(folder)
+
+
+def _find_foreign(path: Path, arrays: Iterable[str]) -> Path | None:
+    """Something in a series' folder that is none of its files, nor what a killed write leaves."""
+    names = "|".join(map(re.escape, arrays))
+    own = re.compile(
+        rf"(?:(?:{names})|(?:{names})/c(?:/\d+)*|(?:(?:{names})/)?zarr\.json)(?:\..*)?"
+    )
+    for found in sorted(path.rglob("*")):
+        if found.is_symlink() or not own.fullmatch(found.relative_to(path).as_posix()):
+            return found
+    return None
 
 
 def _create_array(path: Path, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...]) -> Any:

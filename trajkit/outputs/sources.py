@@ -1,4 +1,4 @@
-"""The models that a probe set goes through, one after another, and which of them are yet to come."""
+"""What measuring a probe set under many checkpoints begins with: the models, the probes, the place."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from trajkit.checkpoints.series import find_series
 from trajkit.errors import InvalidInput, Mismatch
 from trajkit.outputs.generate import identify
 from trajkit.outputs.libraries import torch, transformers
-from trajkit.outputs.probes import Probe
-from trajkit.outputs.rows import RowsRecord
+from trajkit.outputs.models import load_tokenizer, read_config
+from trajkit.outputs.probes import Probe, read_probes
+from trajkit.outputs.rows import RowsRecord, make_group, rows_path
+from trajkit.outputs.sampling import context_of
 from trajkit.outputs.weights import FolderWeights, StoredWeights, Weights
 from trajkit.store.tensors import Source, as_store
 
@@ -36,8 +38,8 @@ def choose_sources(
     return [StoredWeights(store, step) for step in chosen]
 
 
-def choose_missing(sources: Sequence[Weights], record: RowsRecord, done: str) -> list[Weights]:
-    """The sources that have no row yet, checked against those that have; ``done``: "scored".
+def choose_missing(sources: Sequence[Weights], record: RowsRecord) -> list[Weights]:
+    """The sources that have no row yet, checked against those that have.
 
     Raises:
         Mismatch: a row is of other weights. InvalidInput: a step before the last one that has a row.
@@ -49,15 +51,53 @@ def choose_missing(sources: Sequence[Weights], record: RowsRecord, done: str) ->
             missing.append(source)
         elif known[source.step] != weights_digest(source):
             raise Mismatch(
-                f"{source.label}: other weights than those {done} before as step {source.step}; "
+                f"{source.label}: other weights than those {record.DONE} before as step {source.step}; "
                 "choose another --name, or pass --force"
             )
     if missing and record.steps and missing[0].step < record.steps[-1]:
         raise InvalidInput(
-            f"{missing[0].label}: steps are {done} in order, and step {record.steps[-1]} is; "
+            f"{missing[0].label}: steps are {record.DONE} in order, and step {record.steps[-1]} is; "
             "choose another --name, or pass --force"
         )
     return missing
+
+
+def choose_place(
+    traj: Source | None, kind: type[RowsRecord], name: str, out: str | Path | None
+) -> Path:
+    """Where the rows go: a folder, or the place of that name in the store; what it lies in is made.
+
+    Raises:
+        InvalidInput: a bad name, or neither a store nor a folder.
+    """
+    if out is not None:
+        path = Path(out)
+    else:
+        store = as_store(need_store(traj))
+        path = rows_path(store, kind, name)
+        make_group(store, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def open_probes(
+    source: Weights, probes: str | Path, kind: type[RowsRecord]
+) -> tuple[list[Probe], Any]:
+    """The probes, in the tokens of a model, and its tokenizer.
+
+    Raises:
+        NotFound: no such file. InvalidInput: a probe is not one, or none has a response. Mismatch:
+            they are of another tokenizer.
+    """
+    tokenizer, config = load_tokenizer(source), read_config(source)
+    found = read_probes(
+        probes, tokenizer, context=context_of(config), vocabulary=vocabulary_of(config)
+    )
+    if not any(p.response_ids for p in found):
+        raise InvalidInput(
+            f"{probes}: no response in it has a token; there is nothing to {kind.DO}"
+        )
+    return found, tokenizer
 
 
 def need_store(traj: Source | None) -> Source:
