@@ -8,10 +8,7 @@ import click
 from trajkit.cli.console import Console, spell, to_plain
 from trajkit.cli.options import (
     example,
-    force_option,
-    memory_option,
-    model_device_option,
-    model_dtype_option,
+    measuring_options,
     parse_steps,
     speaking,
     store_option,
@@ -29,13 +26,7 @@ from trajkit.text import format_seconds
     ),
 )
 @store_option
-@click.option(
-    "--probes",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="P.jsonl",
-    help='Lines with "prompt" or "messages", and "response".',
-)
+@measuring_options("Measure", "activations")
 @click.option(
     "--layers",
     multiple=True,
@@ -65,29 +56,6 @@ from trajkit.text import format_seconds
     help="Most tokens at which a linear layer's change is taken apart; 0: it is not.",
 )
 @click.option("--rsq-threshold", default=0.7, show_default=True, type=click.FloatRange(0, 1))
-@click.option(
-    "--name", default="default", show_default=True, help="The activations' name in the store."
-)
-@click.option("--steps", metavar="A,B,...", help="Steps to measure (default: all).")
-@click.option(
-    "--checkpoints",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="CKPTS",
-    help="Measure these folders, not the store's steps (may be repeated).",
-)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Keep the activations in this folder, not in the store.",
-)
-@model_dtype_option
-@model_device_option
-@click.option("--batch-tokens", default=4096, show_default=True, help="Tokens a batch.")
-@force_option
-@memory_option
 @speaking
 def activations_command(
     console: Console,

@@ -7,10 +7,7 @@ import click
 from trajkit.cli.console import Console, spell
 from trajkit.cli.options import (
     example,
-    force_option,
-    memory_option,
-    model_device_option,
-    model_dtype_option,
+    measuring_options,
     parse_steps,
     speaking,
     store_option,
@@ -28,42 +25,13 @@ from trajkit.text import format_seconds
     ),
 )
 @store_option
-@click.option(
-    "--probes",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="P.jsonl",
-    help='Lines with "prompt" or "messages", and "response".',
-)
-@click.option(
-    "--name", default="default", show_default=True, help="The outputs' name in the store."
-)
-@click.option("--steps", metavar="A,B,...", help="Steps to score (default: all).")
-@click.option(
-    "--checkpoints",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="CKPTS",
-    help="Score these folders, not the store's steps (may be repeated).",
-)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Keep the outputs in this folder, not in the store.",
-)
-@model_dtype_option
-@model_device_option
-@click.option("--batch-tokens", default=4096, show_default=True, help="Tokens a batch.")
+@measuring_options("Score", "outputs")
 @click.option(
     "--kl-places",
     default=1024,
     show_default=True,
     help="Most tokens whose whole distributions are compared.",
 )
-@force_option
-@memory_option
 @speaking
 def logprobs_command(
     console: Console,

@@ -1,7 +1,7 @@
 """Options that several commands share, and the way every command is run."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,43 @@ model_dtype_option = click.option(
 model_device_option = click.option(
     "--device", default="cpu", show_default=True, help="Where the model runs, as torch names it."
 )
+
+
+def measuring_options(verb: str, kept: str) -> Callable[[Command], Command]:
+    """What the commands that put probes through every checkpoint share, with their own words."""
+    options = (
+        click.option(
+            "--probes",
+            required=True,
+            type=click.Path(path_type=Path),
+            metavar="P.jsonl",
+            help='Lines with "prompt" or "messages", and "response".',
+        ),
+        click.option(
+            "--name", default="default", show_default=True, help=f"The {kept}' name in the store."
+        ),
+        click.option("--steps", metavar="A,B,...", help=f"Steps to {verb.lower()} (default: all)."),
+        click.option(
+            "--checkpoints",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            metavar="CKPTS",
+            help=f"{verb} these folders, not the store's steps (may be repeated).",
+        ),
+        click.option(
+            "-o",
+            "--out",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help=f"Keep the {kept} in this folder, not in the store.",
+        ),
+        model_dtype_option,
+        model_device_option,
+        click.option("--batch-tokens", default=4096, show_default=True, help="Tokens a batch."),
+        force_option,
+        memory_option,
+    )
+    return _all_of(options)
 
 
 def device_option(default: str) -> Callable[[Command], Command]:
@@ -114,6 +151,12 @@ def sampling_options(temperature: float, top_p: float) -> Callable[[Command], Co
         model_dtype_option,
         model_device_option,
     )
+
+    return _all_of(options)
+
+
+def _all_of(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """Several options as one decorator; help lists them in this order."""
 
     def add(command: Command) -> Command:
         for option in reversed(options):

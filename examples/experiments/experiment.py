@@ -20,6 +20,7 @@ from typing import Any
 
 from path_figures import BASE, PROBES
 
+Runs = list[dict[str, Any]]
 RATE = 2e-5
 """the learning rate of ``data/``"""
 COLOURS = {  # (light, dark)
@@ -115,6 +116,23 @@ def job_options(options: argparse.Namespace) -> dict[str, Any]:
         if value != default:
             found[name] = str(value) if isinstance(value, Path) else value
     return found
+
+
+def split_job(job: dict[str, Any]) -> tuple[dict[str, Any], Path, Path, str]:
+    """What a job says beside the checkpoint it starts from, the probes and the device, and these."""
+    rest = dict(job)
+    base, probes = Path(rest.pop("model", BASE)), Path(rest.pop("probes", PROBES))
+    return rest, base, probes, rest.pop("device", "cpu")
+
+
+def conclude(
+    options: argparse.Namespace, runs: Runs, table: Callable[[Runs], str],
+    sentence: Callable[[Runs], str], draw: Callable[[Runs, Path], None],
+) -> None:  # fmt: skip
+    """Print the table and the sentence, and write the figure, unless the table alone is asked for."""
+    if not options.table:
+        draw(runs, options.out / f"{options.name}.svg")
+    print(f"{table(runs)}\n\n{sentence(runs)}")
 
 
 def mean_and_half(values: Iterable[float | None]) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from typing import Any
 from experiment import (
     colour,
     column,
+    conclude,
     job_options,
     markdown,
     mean_and_half,
@@ -33,9 +34,9 @@ from experiment import (
     run_all,
     said,
     save_figure,
+    split_job,
 )
 from lean_training import Setting, train
-from path_figures import BASE
 
 SEEDS = (1, 2, 3)
 TARGETS = (1.5, 2.0, 2.5)
@@ -58,9 +59,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     import trajkit
 
-    rest = dict(job)
-    base, device = Path(rest.pop("model", BASE)), rest.pop("device", "cpu")
-    rest.pop("probes", None)
+    rest, base, _, device = split_job(job)
     window, every = rest.pop("window"), rest.pop("every")
     targets = {f"{t:g}": round(t * window) for t in TARGETS}
     setting = Setting(steps=max(targets.values()), **rest)
@@ -171,9 +170,7 @@ def main() -> None:
     add("--every", type=int, default=12, help="steps between checkpoints")
     options = read_options(parser)
     runs = run_all(options, run, jobs(options))
-    if not options.table:
-        draw(runs, options.out / f"{options.name}.svg")
-    print(f"{table(runs)}\n\n{sentence(runs)}")
+    conclude(options, runs, table, sentence, draw)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import numpy as np
 from experiment import (
     colour,
     column,
+    conclude,
     job_options,
     markdown,
     mean_and_half,
@@ -35,9 +36,9 @@ from experiment import (
     run_all,
     said,
     save_figure,
+    split_job,
 )
 from lean_training import Setting, train
-from path_figures import BASE
 from spectra import bins, directions, filtered_walk, low_share, spectrum
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -62,9 +63,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     import trajkit
 
-    rest = dict(job)
-    base, device = Path(rest.pop("model", BASE)), rest.pop("device", "cpu")
-    rest.pop("probes", None)
+    rest, base, _, device = split_job(job)
     setting = Setting(**ARMS[rest.pop("arm")], every=1, **rest)
     began = time.process_time()
     torch.set_num_threads(1)
@@ -222,9 +221,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=198)
     options = parser.parse_args()
     runs = run_all(options, run, jobs(options))
-    if not options.table:
-        draw(runs, options.out / f"{options.name}.svg")
-    print(f"{table(runs)}\n\n{sentence(runs)}")
+    conclude(options, runs, table, sentence, draw)
 
 
 if __name__ == "__main__":

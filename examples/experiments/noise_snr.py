@@ -21,6 +21,7 @@ from experiment import (
     RATE,
     colour,
     column,
+    conclude,
     job_options,
     markdown,
     mean_and_half,
@@ -32,9 +33,10 @@ from experiment import (
     run_all,
     said,
     save_figure,
+    split_job,
 )
 from lean_training import Setting
-from path_figures import BASE, PROBES, run_setting
+from path_figures import run_setting
 
 LEVELS = ("inf", "10", "5", "0", "-5", "-10", "-15", "-20", "-inf")
 """decibels; JSON has no infinity"""
@@ -43,10 +45,9 @@ SEEDS = (1, 2, 3, 4, 5)
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """One run at one ratio."""
-    rest = dict(job)
-    base, probes = Path(rest.pop("model", BASE)), Path(rest.pop("probes", PROBES))
-    device, level = rest.pop("device", "cpu"), float(rest.pop("snr_db"))
-    return run_setting(Setting("sft", snr_db=level, **rest), base, device=device, probes=probes)
+    rest, base, probes, device = split_job(job)
+    setting = Setting("sft", snr_db=float(rest.pop("snr_db")), **rest)
+    return run_setting(setting, base, device=device, probes=probes)
 
 
 def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -148,9 +149,7 @@ def main() -> None:
     add("--learning-rate", type=float, default=RATE)
     options = read_options(parser)
     runs = run_all(options, run, jobs(options))
-    if not options.table:
-        draw(runs, options.out / f"{options.name}.svg")
-    print(f"{table(runs)}\n\n{sentence(runs)}")
+    conclude(options, runs, table, sentence, draw)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from experiment import (
     RATE,
     colour,
     column,
+    conclude,
     job_options,
     markdown,
     mean_and_half,
@@ -34,9 +35,10 @@ from experiment import (
     run_all,
     said,
     save_figure,
+    split_job,
 )
 from lean_training import Setting
-from path_figures import BASE, PROBES, run_setting
+from path_figures import run_setting
 
 SIGNALS = {
     "sft": "fine-tuning on right answers",
@@ -49,9 +51,7 @@ SEEDS = (1, 2, 3, 4, 5)
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """One run of one signal."""
-    rest = dict(job)
-    base, probes = Path(rest.pop("model", BASE)), Path(rest.pop("probes", PROBES))
-    device = rest.pop("device", "cpu")
+    rest, base, probes, device = split_job(job)
     return run_setting(Setting(**rest), base, device=device, probes=probes)
 
 
@@ -147,9 +147,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=RATE)
     options = read_options(parser)
     runs = run_all(options, run, jobs(options))
-    if not options.table:
-        draw(runs, options.out / f"{options.name}.svg")
-    print(f"{table(runs)}\n\n{sentence(runs)}")
+    conclude(options, runs, table, sentence, draw)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 from experiment import (
     colour,
     column,
+    conclude,
     job_options,
     markdown,
     mean_and_half,
@@ -30,9 +31,10 @@ from experiment import (
     run_all,
     said,
     save_figure,
+    split_job,
 )
 from lean_training import Setting
-from path_figures import BASE, run_setting
+from path_figures import run_setting
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "GRPO as it is": {},
@@ -61,9 +63,7 @@ KEY = "fp32_median_rsq"
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """One run of one variant."""
-    rest = dict(job)
-    base, device = Path(rest.pop("model", BASE)), rest.pop("device", "cpu")
-    rest.pop("probes", None)
+    rest, base, _, device = split_job(job)
     setting = Setting(**VARIANTS[rest.pop("variant")], **rest)
     return run_setting(setting, base, device=device, probes=None)
 
@@ -101,7 +101,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         "p(correct)": "p_correct",
     }
     names = list(dict.fromkeys(r["job"]["variant"] for r in runs))
-    head = ["mean ± 95 % of 3 seeds", "R², float32, less the run's as it is", *columns]
+    seeds = len({r["job"]["seed"] for r in runs})
+    head = [f"mean ± 95 % of {seeds} seeds", "R², float32, less the run's as it is", *columns]
     rows = []
     for name in names:
         mean, half = gap(runs, name)
@@ -161,9 +162,7 @@ def main() -> None:
     add("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     options = parser.parse_args()
     runs = run_all(options, run, jobs(options))
-    if not options.table:
-        draw(runs, options.out / f"{options.name}.svg")
-    print(f"{table(runs)}\n\n{sentence(runs)}")
+    conclude(options, runs, table, sentence, draw)
 
 
 if __name__ == "__main__":
