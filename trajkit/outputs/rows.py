@@ -268,6 +268,23 @@ def names_in(store: Store, kind: type[RowsRecord]) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
+def say_changed(store: Store, record: RowsRecord) -> str:
+    """A sentence where rows are not of the weights that the store has at their steps; else empty.
+
+    Checkpoints were replaced since, or rows were made of folders, whose digests are others.
+    """
+    digests = {frame.step: frame.digest for frame in store.commit.frames}
+    rows = zip(record.steps, record.weights, strict=True)
+    changed = [step for step, digest in rows if digests.get(step, digest) != digest]
+    if not changed:
+        return ""
+    steps = ", ".join(map(str, changed[:4])) + (", ..." if len(changed) > 4 else "")
+    return (
+        f"Not {record.DONE} on the weights that the store has now: step{'s' * (len(changed) > 1)} "
+        f"{steps} of the {record.FOLDER} {record.name!r}; --force {record.DO}s them anew."
+    )
+
+
 def holds(path: Path, kind: type[RowsRecord]) -> bool:
     """Whether a folder holds a series of a kind, damaged or not."""
     try:

@@ -13,6 +13,7 @@ from trajkit.outputs.activations_kept import (
     activations_names,
     read_activations,
 )
+from trajkit.outputs.rows import say_changed
 from trajkit.outputs.shares import PARTS, Shares
 from trajkit.reports.activations_plots import (
     MOST_PANELS,
@@ -44,6 +45,8 @@ class ActivationsSection:
 
     kept: Activations
     fit: ActivationsFit
+    changed: str
+    """where rows are of other weights than the store's, a sentence that says so"""
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -88,7 +91,7 @@ class ActivationsSection:
                 f"{number(null)}. Two passes of one checkpoint differ by up to {noise:.2g}. Neurons of "
                 "a layer move together, so its own walks are the run's changes with their signs by "
                 "chance, all neurons' alike: where more than 5 % of 999 reach the layer's median R² "
-                "(p), it wanders." + _left_out(len(rows), self._n_modules()),
+                f"(p), it wanders.{_left_out(len(rows), self._n_modules())} {escape(self.changed)}",
                 f"R² of mean activations by layer: median {number(whole['median_rsq'])} of all, a "
                 f"random walk has {number(null)}",
             )
@@ -199,7 +202,7 @@ def read_activations_section(store: Store) -> ActivationsSection | None:
     for name in sorted(activations_names(store), key=lambda name: (name != "default", name)):
         kept = read_activations(store, name)
         if len(kept.record.steps) >= 2:
-            return ActivationsSection(kept, fit_activations(kept))
+            return ActivationsSection(kept, fit_activations(kept), say_changed(store, kept.record))
     return None
 
 

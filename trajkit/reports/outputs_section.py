@@ -14,6 +14,7 @@ from trajkit.errors import InvalidInput, NotFound, StorageError
 from trajkit.outputs.drift import Drift, measure_drift
 from trajkit.outputs.kept import Outputs, outputs_names, read_outputs
 from trajkit.outputs.linearity import PAPER_CHANGE, OutputsFit, fit_outputs
+from trajkit.outputs.rows import say_changed
 from trajkit.reports.figures import PlannedFigure
 from trajkit.reports.findings import number, percent
 from trajkit.reports.markup import escape
@@ -37,6 +38,9 @@ class OutputsSection:
     whole: OutputsFit
     """of all that change"""
     rewards: tuple[tuple[int, float], ...]
+
+    changed: str
+    """where rows are of other weights than the store's, a sentence that says so"""
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class OutputsSection:
             f"<b>How to read it.</b> Fixed responses ({self.outputs.record.tokens:,} tokens) under "
             f"every checkpoint. {beside}KL is of the whole next-token distribution, the mean over "
             f"{self.outputs.record.divergence_places:,} places. Two passes of one checkpoint differ "
-            f"by up to {noise:.2g} in log p: smaller differences mean nothing."
+            f"by up to {noise:.2g} in log p: smaller differences mean nothing. {escape(self.changed)}"
         )
 
     def rsq_caption(self) -> str:
@@ -202,6 +206,7 @@ def read_section(store: Store, rewards: str | Path | None) -> OutputsSection | N
                 fit_outputs(outputs, min_change=PAPER_CHANGE),
                 fit_outputs(outputs),
                 known,
+                say_changed(store, outputs.record),
             )
     return None
 

@@ -18,7 +18,15 @@ from trajkit.defaults import DEFAULT_FIT, DEFAULT_OUT
 from trajkit.evidence.movement import find_evidence
 from trajkit.fits.kept import Fit, read_fit
 from trajkit.fits.window import check_fit_is_current
-from trajkit.progress import Advanced, Finished, Progress, Started, as_subscriber, shows_progress
+from trajkit.progress import (
+    Advanced,
+    Finished,
+    Note,
+    Progress,
+    Started,
+    as_subscriber,
+    shows_progress,
+)
 from trajkit.reports.activations_section import ActivationsSection, read_activations_section
 from trajkit.reports.beside import describe_beside, read_other_run
 from trajkit.reports.evidence import MovementPage, describe_movement
@@ -156,6 +164,9 @@ class _Job:
         self.grid: ModuleGrid = arrange_modules(self.rows)
         self.outputs: OutputsSection | None = read_section(store, rewards)
         self.activations: ActivationsSection | None = read_activations_section(store)
+        for section in (self.outputs, self.activations):
+            if section is not None and section.changed:
+                progress(Note(section.changed))
         self.movement: MovementPage | None = None
         evidence = None
         if len(fit.record.steps) > 2 and fit.record.asked.dtypes:
